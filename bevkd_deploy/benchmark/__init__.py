@@ -1,0 +1,1 @@
+"""Measure artefacts: latency, memory, parity, gates, and the result file they make."""

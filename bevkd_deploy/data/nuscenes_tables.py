@@ -1,0 +1,160 @@
+"""The nuScenes tables themselves (`v1.0-*/*.json`) as samples; no devkit needed.
+
+Source of the velocity rule: nuscenes-devkit 1.2.0, NuScenes.box_velocity (central difference, at most 1.5 s).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bevkd_deploy.contracts.classes import CATEGORY_TO_CLASS, CLASS_NAMES, LIDAR_NAME
+from bevkd_deploy.contracts.errors import DataError
+from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.geometry.boxes import transform_boxes
+from bevkd_deploy.geometry.calibration import Calibration
+from bevkd_deploy.geometry.frames import invert, pose, quaternion_to_matrix
+
+Row = dict[str, Any]
+_MAX_VELOCITY_SPAN_S = 1.5
+_TABLES = (
+    "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "sample", "sample_annotation",
+    "sample_data", "scene", "sensor",
+)  # fmt: skip
+
+
+class NuScenesTables:
+    """All tables of one version, indexed by token."""
+
+    def __init__(self, root: Path, version: str) -> None:
+        self.root = root
+        folder = root / version
+        if not folder.is_dir():
+            found = sorted(p.name for p in root.glob("v1.0-*")) if root.is_dir() else None
+            reason = f"the folder holds {found or 'no v1.0-* tables'}" if found is not None else "there is no such folder"
+            raise DataError(f"{root} is not a nuScenes root with version {version}: {reason}. Check data.root")
+        self.tables: dict[str, dict[str, Row]] = {name: _read_table(folder / f"{name}.json") for name in _TABLES}
+        self._annotations: dict[str, list[Row]] = {}
+        for row in self.tables["sample_annotation"].values():
+            self._annotations.setdefault(row["sample_token"], []).append(row)
+        self._keyframes: dict[str, dict[str, Row]] = {}
+        for row in self.tables["sample_data"].values():
+            if row["is_key_frame"]:
+                sensor = self._row("calibrated_sensor", row["calibrated_sensor_token"])
+                channel = self._row("sensor", sensor["sensor_token"])["channel"]
+                self._keyframes.setdefault(row["sample_token"], {})[channel] = row
+
+    def scene_names(self) -> list[str]:
+        """Names of all scenes, sorted."""
+        return sorted(row["name"] for row in self.tables["scene"].values())
+
+    def samples(self, scenes: set[str], cameras: tuple[str, ...]) -> list[Sample]:
+        """Samples of some scenes, by scene name and time."""
+        names = {row["token"]: row["name"] for row in self.tables["scene"].values()}
+        rows = [row for row in self.tables["sample"].values() if names[row["scene_token"]] in scenes]
+        rows.sort(key=lambda row: (names[row["scene_token"]], row["timestamp"]))
+        return [self._sample(row, names[row["scene_token"]], cameras) for row in rows]
+
+    def _row(self, table: str, token: str) -> Row:
+        try:
+            return self.tables[table][token]
+        except KeyError:
+            raise DataError(f"dangling token: {table}.json in {self.root} has no row {token!r}") from None
+
+    def _sample(self, row: Row, scene: str, cameras: tuple[str, ...]) -> Sample:
+        channels = self._keyframes.get(row["token"], {})
+        missing = [name for name in (LIDAR_NAME, *cameras) if name not in channels]
+        if missing:
+            raise DataError(f"sample {row['token']} of {scene} has no keyframe of {missing}")
+        lidar = channels[LIDAR_NAME]
+        lidar2ego = self._sensor_pose(lidar)
+        ego2global = self._ego_pose(lidar)
+        boxes, labels, counts, attributes = self._objects(row["token"], invert(ego2global @ lidar2ego))
+        return Sample(
+            token=row["token"],
+            scene=scene,
+            timestamp_s=row["timestamp"] / 1e6,
+            image_paths={name: self.root / channels[name]["filename"] for name in cameras},
+            points_path=self.root / lidar["filename"],
+            calibration=self._calibration(channels, cameras, ego2global @ lidar2ego),
+            lidar2ego=lidar2ego,
+            ego2global=ego2global,
+            boxes=boxes,
+            labels=labels,
+            num_points=counts,
+            attributes=attributes,
+        )
+
+    def _sensor_pose(self, data: Row) -> NDArray[np.float64]:
+        sensor = self._row("calibrated_sensor", data["calibrated_sensor_token"])
+        return pose(sensor["rotation"], sensor["translation"])
+
+    def _ego_pose(self, data: Row) -> NDArray[np.float64]:
+        ego = self._row("ego_pose", data["ego_pose_token"])
+        return pose(ego["rotation"], ego["translation"])
+
+    def _calibration(
+        self, channels: dict[str, Row], cameras: tuple[str, ...], lidar2global: NDArray[np.float64]
+    ) -> Calibration:
+        # A camera fires at another time than the LiDAR: through the global frame, each with its own ego pose.
+        lidar2cam, cam2img = [], []
+        for name in cameras:
+            cam2global = self._ego_pose(channels[name]) @ self._sensor_pose(channels[name])
+            lidar2cam.append(invert(cam2global) @ lidar2global)
+            sensor = self._row("calibrated_sensor", channels[name]["calibrated_sensor_token"])
+            cam2img.append(np.asarray(sensor["camera_intrinsic"], dtype=np.float64))
+        sizes = tuple((channels[name]["height"], channels[name]["width"]) for name in cameras)
+        return Calibration(cameras, np.stack(cam2img), np.stack(lidar2cam), sizes)
+
+    def _objects(
+        self, sample_token: str, global2lidar: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
+        boxes, labels, counts, attributes = [], [], [], []
+        for row in self._annotations.get(sample_token, []):
+            category = self._row("category", self._row("instance", row["instance_token"])["category_token"])["name"]
+            if category not in CATEGORY_TO_CLASS:
+                continue
+            width, length, height = row["size"]
+            heading = quaternion_to_matrix(row["rotation"])[:, 0]
+            yaw = np.arctan2(heading[1], heading[0])
+            boxes.append([*row["translation"], length, width, height, yaw, *self._velocity(row)])
+            labels.append(CLASS_NAMES.index(CATEGORY_TO_CLASS[category]))
+            counts.append(row["num_lidar_pts"] + row["num_radar_pts"])
+            names = [self._row("attribute", token)["name"] for token in row["attribute_tokens"]]
+            attributes.append(names[0] if names else "")
+        stacked = np.array(boxes, dtype=np.float64).reshape(-1, 9)
+        moved = transform_boxes(stacked, global2lidar)
+        return moved, np.array(labels, dtype=np.int64), np.array(counts, dtype=np.int64), tuple(attributes)
+
+    def _velocity(self, row: Row) -> tuple[float, float]:
+        """Velocity (x, y) in the global frame, NaN where the track is too short."""
+        first = self._row("sample_annotation", row["prev"]) if row["prev"] else row
+        last = self._row("sample_annotation", row["next"]) if row["next"] else row
+        if first is last:
+            return np.nan, np.nan
+        span_s = 1e-6 * (
+            self._row("sample", last["sample_token"])["timestamp"]
+            - self._row("sample", first["sample_token"])["timestamp"]
+        )
+        limit_s = _MAX_VELOCITY_SPAN_S * (2 if row["prev"] and row["next"] else 1)
+        if span_s > limit_s:
+            return np.nan, np.nan
+        moved = np.array(last["translation"]) - np.array(first["translation"])
+        return float(moved[0] / span_s), float(moved[1] / span_s)
+
+
+def _read_table(path: Path) -> dict[str, Row]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"nuScenes table {path} cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"nuScenes table {path} is not valid JSON (truncated copy?): {error}") from error
+    table = {row["token"]: row for row in rows}
+    if len(table) != len(rows):
+        raise DataError(f"nuScenes table {path} repeats tokens: {len(rows)} rows, {len(table)} tokens")
+    return table

@@ -1,0 +1,50 @@
+"""One annotated keyframe, whatever it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bevkd_deploy.geometry.calibration import Calibration
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Paths, poses and annotations of a keyframe; sensors are read when needed.
+
+    Attributes:
+        token: nuScenes sample token.
+        scene: scene or log name; frames of one scene are correlated.
+        timestamp_s: of the LiDAR sweep, seconds.
+        image_paths: per camera.
+        points_path: LiDAR sweep, float32 rows of 5.
+        calibration: cameras, raw pixels.
+        lidar2ego: [4, 4].
+        ego2global: [4, 4] at the LiDAR's time.
+        boxes: float64 [N, 9], lidar frame; velocity NaN where unknown.
+        labels: int64 [N], index into CLASS_NAMES; only detection classes are kept.
+        num_points: int64 [N], LiDAR plus radar points inside.
+        attributes: nuScenes attribute name per box, '' where there is none.
+    """
+
+    token: str
+    scene: str
+    timestamp_s: float
+    image_paths: Mapping[str, Path]
+    points_path: Path
+    calibration: Calibration
+    lidar2ego: NDArray[np.float64]
+    ego2global: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    num_points: NDArray[np.int64]
+    attributes: tuple[str, ...]
+
+    @property
+    def lidar2global(self) -> NDArray[np.float64]:
+        """[4, 4]."""
+        return self.ego2global @ self.lidar2ego

@@ -1,0 +1,70 @@
+"""From a recipe's data section to samples: the only place that knows all sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from bevkd_deploy.contracts.errors import DataError
+from bevkd_deploy.contracts.files import read_json
+from bevkd_deploy.contracts.recipe import DataConfig
+from bevkd_deploy.data.mmdet3d_infos import read_infos
+from bevkd_deploy.data.nuscenes_tables import NuScenesTables
+from bevkd_deploy.data.samples import Sample
+
+Split = Literal["train", "val"]
+
+#: Official splits of v1.0-mini (nuscenes-devkit, utils/splits.py); those of v1.0-trainval come from the devkit.
+_MINI = {
+    "mini_train": (
+        "scene-0061", "scene-0553", "scene-0655", "scene-0757", "scene-0796", "scene-1077", "scene-1094", "scene-1100",
+    ),
+    "mini_val": ("scene-0103", "scene-0916"),
+}  # fmt: skip
+
+
+def open_split(data: DataConfig, root: Path, split: Split) -> list[Sample]:
+    """Samples of a split, in a fixed order.
+
+    Args:
+        data: the recipe's data section.
+        root: dataset folder, with variables expanded.
+        split: which of the recipe's two splits.
+
+    Raises:
+        DataError: the dataset is missing or damaged, or the split holds no samples.
+    """
+    if data.source == "mmdet3d_infos":
+        infos = data.train_infos if split == "train" else data.val_infos
+        assert infos is not None  # the recipe schema demands both
+        return read_infos(root, infos, data.cameras)
+    tables = NuScenesTables(root, data.version)
+    name = data.train_split if split == "train" else data.val_split
+    scenes = _split_scenes(root, name)
+    samples = tables.samples(scenes & set(tables.scene_names()), data.cameras)
+    if not samples:
+        raise DataError(f"split {name!r} of {root} ({data.version}) holds no samples; its scenes: {sorted(scenes)[:5]}")
+    return samples
+
+
+def _split_scenes(root: Path, name: str) -> set[str]:
+    """Scene names of a split: the dataset's own splits.json, else the official ones."""
+    own = root / "splits.json"
+    if own.is_file():
+        splits = read_json(own, "split file")
+        if name not in splits:
+            raise DataError(f"{own} has no split {name!r}; it has {sorted(splits)}")
+        return set(splits[name])
+    if name in _MINI:
+        return set(_MINI[name])
+    try:
+        from nuscenes.utils.splits import create_splits_scenes
+    except ImportError as error:
+        raise DataError(
+            f"the scenes of split {name!r} are not known here: install nuscenes-devkit (pip install --no-deps "
+            f"nuscenes-devkit==1.2.0) or write {own} as {{split: [scene names]}}"
+        ) from error
+    splits = create_splits_scenes()
+    if name not in splits:
+        raise DataError(f"nuScenes has no split {name!r}; it has {sorted(splits)}")
+    return set(splits[name])

@@ -1,0 +1,1 @@
+"""Distillation losses: one idea a file, unweighted, student before teacher, source cited."""

@@ -1,0 +1,37 @@
+"""Imitation of channel-standardised features, weighted towards objects."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bevkd_deploy.distill.projectors import Projector
+
+
+def standardize(features: Tensor) -> Tensor:
+    """Zero mean and unit deviation per channel over batch and cells: [B, C, Y, X]."""
+    features = features.float()
+    mean = features.mean(dim=(0, 2, 3), keepdim=True)
+    deviation = features.std(dim=(0, 2, 3), keepdim=True, correction=0)
+    return (features - mean) / (deviation + 1e-6)
+
+
+class FeatureImitationLoss(nn.Module):
+    """Half the squared difference of standardised maps, after a student-side projector.
+
+    Standardising removes scale and offset, which differ between networks of different width and carry no meaning.
+    Cells weigh `background` plus the ground truth's Gaussian; the sum is divided by the sum of the weights.
+
+    Source: PKD (arXiv 2207.02039), eq. 4; foreground weighting as in DistillBEV (arXiv 2309.15109).
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int, background: float) -> None:
+        super().__init__()
+        self.projector = Projector(student_channels, teacher_channels)
+        self.background = background
+
+    def forward(self, student: Tensor, teacher: Tensor, target_heatmap: Tensor) -> Tensor:
+        """Maps [B, Cs, Y, X], [B, Ct, Y, X] and Gaussians [B, K, Y, X] -> scalar."""
+        difference = (standardize(self.projector(student)) - standardize(teacher)).pow(2).mean(dim=1) / 2
+        weight = self.background + target_heatmap.amax(dim=1)
+        return torch.sum(difference * weight) / weight.sum()

@@ -1,0 +1,71 @@
+"""The one BEV grid: metric ranges and cell size; every shape is derived from them.
+
+Convention: row = y, column = x, flat index = y * X + x; a cell holds its lower edges, not its upper ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bevkd_deploy.contracts.graph_spec import GraphSpec
+
+
+@dataclass(frozen=True)
+class BevGrid:
+    """A rectangular grid over the ground plane of the LiDAR frame.
+
+    Attributes:
+        x_range_m: (min, max).
+        y_range_m: (min, max).
+        cell_m: side of a square cell.
+    """
+
+    x_range_m: tuple[float, float]
+    y_range_m: tuple[float, float]
+    cell_m: float
+
+    @classmethod
+    def pillars(cls, spec: GraphSpec) -> BevGrid:
+        """The pillar canvas of a graph."""
+        x0, y0, _, x1, y1, _ = spec.range_m
+        return cls((x0, x1), (y0, y1), spec.pillar_size_m)
+
+    @classmethod
+    def bev(cls, spec: GraphSpec) -> BevGrid:
+        """The BEV map of a graph: heatmaps, fused features, camera tables."""
+        x0, y0, _, x1, y1, _ = spec.range_m
+        return cls((x0, x1), (y0, y1), spec.pillar_size_m * spec.bev_stride)
+
+    @property
+    def shape_yx(self) -> tuple[int, int]:
+        """Rows (Y) and columns (X)."""
+        rows = round((self.y_range_m[1] - self.y_range_m[0]) / self.cell_m)
+        return rows, round((self.x_range_m[1] - self.x_range_m[0]) / self.cell_m)
+
+    def cell_centers(self) -> NDArray[np.float64]:
+        """Centres [Y * X, 2] in metres, in flat-index order."""
+        rows, columns = self.shape_yx
+        x = self.x_range_m[0] + (np.arange(columns) + 0.5) * self.cell_m
+        y = self.y_range_m[0] + (np.arange(rows) + 0.5) * self.cell_m
+        return np.stack([np.tile(x, rows), np.repeat(y, columns)], axis=-1)
+
+    def to_cells(self, xy_m: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Continuous (column, row) coordinates of positions [N, 2]; cell i covers [i, i + 1)."""
+        origin_m = np.array([self.x_range_m[0], self.y_range_m[0]])
+        cells: NDArray[np.float64] = (xy_m - origin_m) / self.cell_m
+        return cells
+
+    def locate(self, xy_m: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Flat cell index [N] of positions [N, 2] and whether each is inside; index is 0 where it is not."""
+        rows, columns = self.shape_yx
+        # Division in the points' own dtype: float32 clouds stay float32 (half the time of float64).
+        scalar = xy_m.dtype.type
+        x = np.floor((xy_m[:, 0] - scalar(self.x_range_m[0])) / scalar(self.cell_m))
+        y = np.floor((xy_m[:, 1] - scalar(self.y_range_m[0])) / scalar(self.cell_m))
+        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+        # Rows and columns are exact in float32, their flat index is not beyond 2^24 cells: integers from here on.
+        index = np.where(inside, y, 0).astype(np.int64) * columns + np.where(inside, x, 0).astype(np.int64)
+        return index, inside

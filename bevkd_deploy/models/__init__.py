@@ -1,0 +1,1 @@
+"""The detector family: one exportable forward per module, named as mmdet3d names them."""

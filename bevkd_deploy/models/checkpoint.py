@@ -1,0 +1,84 @@
+"""Detector weights as safetensors, with the model they belong to written inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bevkd_deploy.contracts.errors import ArtifactError
+from bevkd_deploy.contracts.files import sha256_file, write_atomic
+from bevkd_deploy.contracts.recipe import ModelConfig
+
+_KEY = "bevkd"
+
+
+def save_detector(path: Path, detector: nn.Module, config: ModelConfig, notes: dict[str, Any] | None = None) -> Path:
+    """Write the weights of a detector atomically; `notes` (JSON) travels in the file's metadata."""
+    header = json.dumps({"model": config.model_dump(mode="json"), "notes": notes or {}}, sort_keys=True)
+    tensors = {key: value.detach().contiguous().cpu() for key, value in detector.state_dict().items()}
+    return write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={_KEY: header}))
+
+
+def load_detector(path: Path, detector: nn.Module, config: ModelConfig, expected_sha256: str | None = None) -> str:
+    """Load weights into a detector built from `config`; every key must match.
+
+    Returns:
+        The file's sha256.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, has another hash, or is of another model; the message names the
+            settings that differ and every missing, unexpected and mis-shaped key.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"checkpoint not found: {path}")
+    digest = sha256_file(path)
+    if expected_sha256 is not None and digest != expected_sha256:
+        raise ArtifactError(f"checkpoint {path} has sha256 {digest}, the recipe expects {expected_sha256}")
+    tensors, header = _read(path)
+    problems = _key_problems(tensors, detector.state_dict())
+    if problems:
+        made_for = json.loads(header)["model"] if header else None
+        differences = _differences(made_for, config.model_dump(mode="json")) if made_for else []
+        raise ArtifactError(
+            "\n  ".join([f"checkpoint {path} does not fit this model:", *differences, *problems])
+            + "\nUse the recipe it was trained with, or train this model again"
+        )
+    detector.load_state_dict(tensors, strict=True)
+    return digest
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            return {key: handle.get_tensor(key) for key in handle.keys()}, metadata.get(_KEY)  # noqa: SIM118
+    except SafetensorError as error:
+        raise ArtifactError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
+
+
+def _key_problems(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    problems = [f"missing: {key} {list(wanted[key].shape)}" for key in wanted if key not in found]
+    problems += [f"unexpected: {key} {list(found[key].shape)}" for key in found if key not in wanted]
+    problems += [
+        f"shape: {key} is {list(found[key].shape)} in the file, {list(wanted[key].shape)} in the model"
+        for key in wanted
+        if key in found and found[key].shape != wanted[key].shape
+    ]
+    return problems
+
+
+def _differences(made_for: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ between the checkpoint's model and the one asked for, by dotted key."""
+    lines = []
+    for key in sorted({*made_for, *asked}):
+        old, new = made_for.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"setting: {prefix}{key} was {old} in training, is {new} here")
+    return lines

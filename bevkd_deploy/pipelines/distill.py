@@ -1,0 +1,104 @@
+"""`bevkd distill`: teacher to student."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from bevkd_deploy.contracts.files import write_json
+from bevkd_deploy.contracts.recipe import Recipe
+from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, load_recipe
+from bevkd_deploy.data.dataset import FrameDataset, collate
+from bevkd_deploy.data.source import open_split
+from bevkd_deploy.distill.step import DistillationStep, tap_pairs, tap_shapes
+from bevkd_deploy.models.detector import FusionDetector, parameter_count
+from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
+from bevkd_deploy.pipelines.dry_run import print_plan
+from bevkd_deploy.pipelines.runs import Run, start_or_resume
+from bevkd_deploy.pipelines.teacher import obtain_teacher
+from bevkd_deploy.pipelines.training import TrainingJob, headline, job_key, run_training
+from bevkd_deploy.teachers.frozen import FrozenTeacher
+
+
+def distill(
+    recipe_path: Path,
+    overrides: Sequence[str],
+    *,
+    run_dir: Path | None,
+    resume: bool,
+    dry_run: bool,
+    console: Console,
+) -> Path | None:
+    """Distil a recipe's teacher into its student; returns the run directory (None for a dry run)."""
+    loaded = load_recipe(recipe_path, overrides)
+    if dry_run:
+        print_plan(loaded, console)
+        return None
+    run = start_or_resume(loaded, run_dir, resume)
+    console.print(f"run {run.path}")
+    distill_into(run, resume, console)
+    console.print("Next: bevkd export --trt fp16")
+    return run.path
+
+
+def distill_into(run: Run, resume: bool, console: Console) -> None:
+    """The distillation stage inside an existing run."""
+    loaded, recipe = run.loaded, run.loaded.recipe
+    root = prepare_data(recipe, console)
+    teacher = obtain_teacher(loaded, root, console)
+    write_json(run.path / "eval" / "teacher.json", teacher.summary)
+    start = time.monotonic()
+    student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
+    console.print(
+        f"  student {parameter_count(student) / 1e6:.2f} M parameters, teacher "
+        f"{parameter_count(teacher.detector) / 1e6:.2f} M"
+    )
+    dataset = _dataset(loaded, root)
+    frozen = FrozenTeacher(teacher.detector, recipe.teacher_spec())
+    channels = _tap_channels(recipe, student, frozen, collate([dataset[0]])["inputs"])
+    step = DistillationStep(student, frozen, recipe.distill, channels)
+    key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
+    job = TrainingJob(
+        "distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed
+    )
+    val = open_split(recipe.data, root, "val")
+    summary = run_training(job, step, student, dataset, val, resume=resume, console=console)
+    run.record_stage(
+        "distill",
+        time.monotonic() - start,
+        {"data": data_digest(recipe, root), "teacher": teacher.sha256, "recipe": loaded.digest},
+        [run.student_weights, run.path / "eval" / "student.json", run.path / "eval" / "teacher.json"],
+        teacher=headline(teacher.summary),
+        student=headline(summary),
+    )
+
+
+def _dataset(loaded: LoadedRecipe, root: Path) -> FrameDataset:
+    recipe, settings = loaded.recipe, loaded.recipe.student.train
+    return FrameDataset(
+        open_split(recipe.data, root, "train"),
+        {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()},
+        target_of="student",
+        min_radius_cells=recipe.student.model.head.min_radius_cells,
+        augmentation=settings.augmentation,
+        seed=recipe.seed,
+        cache_sensors=settings.cache_sensors,
+    )
+
+
+def _tap_channels(
+    recipe: Recipe, student: FusionDetector, teacher: FrozenTeacher, inputs: dict[str, dict[str, Tensor]]
+) -> dict[str, dict[str, int]]:
+    """Channels of every tapped map, found by running both networks once; a wrong tap fails here."""
+
+    pairs = tap_pairs(recipe.distill).values()
+    shapes = {
+        "student": tap_shapes(student, inputs["student"], [pair.student for pair in pairs]),
+        "teacher": tap_shapes(teacher.model, inputs["teacher"], [pair.teacher for pair in pairs]),
+    }
+    return {who: {path: shape[1] for path, shape in taps.items()} for who, taps in shapes.items()}

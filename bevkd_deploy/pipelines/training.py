@@ -1,0 +1,135 @@
+"""Running the training loop inside a run directory: what `train` and `distill` share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from bevkd_deploy.contracts.files import sha256_json, write_json
+from bevkd_deploy.contracts.recipe import ModelConfig, TrainConfig
+from bevkd_deploy.data.dataset import FrameDataset
+from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
+from bevkd_deploy.models.checkpoint import save_detector
+from bevkd_deploy.models.detector import FusionDetector
+from bevkd_deploy.pipelines.accuracy import detect, ground_truth, score, torch_infer
+from bevkd_deploy.pipelines.progress import Bar, bar
+
+#: Rises when a change of the code makes older training states or cached teachers wrong.
+TRAINING_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One network to train.
+
+    Attributes:
+        title: what the progress bar says.
+        folder: gets checkpoints/, state/, events.jsonl, tb/ and eval/.
+        key: hash of everything that decides the result; a state of another key is not resumed.
+        role: "teacher" or "student"; names the evaluation file.
+    """
+
+    title: str
+    folder: Path
+    key: str
+    role: str
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+
+
+def job_key(**inputs: Any) -> str:
+    """Hash of what decides a training's result."""
+    return sha256_json({"training_version": TRAINING_VERSION, **inputs})
+
+
+def run_training(
+    job: TrainingJob,
+    step_module: nn.Module,
+    detector: FusionDetector,
+    dataset: FrameDataset,
+    val_samples: list[Sample],
+    *,
+    resume: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """Train to the end, evaluate, and return the evaluation summary.
+
+    Writes `checkpoints/last.safetensors`, `checkpoints/best.safetensors` (by mAP, equal to last where only the end is
+    evaluated) and `eval/<role>.json`.
+    """
+    last = job.folder / "checkpoints" / "last.safetensors"
+    best = job.folder / "checkpoints" / "best.safetensors"
+    best_map = -1.0
+    summary: dict[str, Any] = {}
+
+    def save_weights(module: nn.Module) -> None:
+        trained = module.get_submodule("detector")
+        save_detector(last, trained, job.model, {"key": job.key, "role": job.role})
+
+    def on_epoch(finished: int) -> None:
+        nonlocal best_map, summary
+        every = job.train.evaluate_every
+        if finished != job.train.epochs and not (every and finished % every == 0):
+            return
+        summary = evaluate_detector(detector, val_samples, console, f"evaluating the {job.role}")
+        write_json(job.folder / "eval" / f"{job.role}.json", summary)
+        console.print(f"  {job.role} after epoch {finished}: {headline(summary)}")
+        if summary["present"]["mean_ap"] > best_map:
+            best_map = summary["present"]["mean_ap"]
+            save_detector(best, detector, job.model, {"key": job.key, "role": job.role, "mAP": best_map})
+
+    with bar(console, job.title, _total_steps(dataset, job.train)) as progress:
+        hooks = LoopHooks(_step_reporter(progress), on_epoch, save_weights)
+        state = TrainingState(job.folder / "state" / "state.pt", job.key)
+        fit(
+            step_module,
+            dataset,
+            job.train,
+            seed=job.seed,
+            run_dir=job.folder,
+            state=state,
+            resume=resume,
+            hooks=hooks,
+        )
+    if not summary:  # resumed after the last step: only the evaluation was missing
+        on_epoch(job.train.epochs)
+    return summary
+
+
+def evaluate_detector(detector: FusionDetector, samples: list[Sample], console: Console, title: str) -> dict[str, Any]:
+    """Metrics of a network in PyTorch on some samples."""
+    found = detect(samples, detector.spec, {"network": torch_infer(detector)}, console, title)
+    return score(found["network"], ground_truth(samples))
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """mAP and NDS in words, and how many classes they are over."""
+    present = summary["present"]
+    return f"mAP {present['mean_ap']:.3f}, NDS {present['nd_score']:.3f} over {len(present['classes'])} classes"
+
+
+def _total_steps(dataset: FrameDataset, train: TrainConfig) -> int:
+    frames = len(dataset) * train.repeat
+    steps = frames // train.batch_size if frames >= train.batch_size else 1
+    return steps * train.epochs
+
+
+def _step_reporter(progress: Bar) -> Callable[[int, int, dict[str, float]], None]:
+    start = time.monotonic()
+    first: int | None = None
+
+    def report(step: int, total: int, losses: dict[str, float]) -> None:
+        nonlocal first
+        first = step - 1 if first is None else first
+        per_step = (time.monotonic() - start) / (step - first)
+        progress.update(step, f"loss {losses['loss']:.3f}, {per_step:.2f} s/step, {per_step * (total - step):.0f} s left")
+
+    return report

@@ -1,0 +1,1 @@
+"""Result files in, Markdown, HTML, JUnit, terminal tables, plots and pictures out. Measures nothing itself."""

@@ -1,0 +1,1 @@
+"""Run an exported student: sensor arrays in, boxes out. Never imports torch."""

@@ -1,0 +1,129 @@
+"""The one preprocessing: training, evaluation, calibration and deployment all call it.
+
+Images are resized (bilinear, OpenCV) and cropped, points become pillars, a calibration becomes camera tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bevkd_deploy.contracts.errors import DataError
+from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.geometry.calibration import Calibration
+from bevkd_deploy.geometry.camera_lut import ImageFit, build_luts, fit_image
+from bevkd_deploy.geometry.pillars import Pillars, voxelize
+from bevkd_deploy.runtime.stage_timer import StageTimer
+
+Feed = dict[str, NDArray[Any]]
+
+
+class Preprocessor:
+    """Turns one frame's sensor arrays into the six inputs of a graph."""
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.spec = spec
+        self._tables: dict[str, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
+
+    def images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """Resize and crop raw RGB images [H, W, 3] uint8, in camera order, to [N, h, w, 3] uint8."""
+        if len(images) != len(self.spec.cameras):
+            raise DataError(f"expected {len(self.spec.cameras)} images {list(self.spec.cameras)}, got {len(images)}")
+        height, width = self.spec.image_height_px, self.spec.image_width_px
+        out = np.empty((len(images), height, width, 3), dtype=np.uint8)
+        for row, (camera, image) in enumerate(zip(self.spec.cameras, images, strict=True)):
+            _check_image(camera, image)
+            out[row] = _resize_and_crop(image, fit_image((image.shape[0], image.shape[1]), self.spec), height, width)
+        return out
+
+    def pillars(self, points: NDArray[np.float32]) -> Pillars:
+        """Points [P, 5] float32 (x, y, z, intensity, time lag; lidar frame) as padded pillars."""
+        return voxelize(points, self.spec)
+
+    def tables(
+        self, calibration: Calibration, bev_aug: NDArray[np.float64] | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Camera tables of a calibration; kept until another calibration comes, never across augmentations."""
+        chosen = calibration.select(self.spec.cameras)
+        if bev_aug is not None:
+            return build_luts(self.spec, chosen, bev_aug)
+        key = chosen.digest()
+        if key not in self._tables:
+            self._tables = {key: build_luts(self.spec, chosen)}
+        return self._tables[key]
+
+    def __call__(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        points: NDArray[np.float32],
+        calibration: Calibration,
+        *,
+        timer: StageTimer | None = None,
+    ) -> Feed:
+        """All six graph inputs of one frame.
+
+        Args:
+            images: raw RGB uint8 [H, W, 3], in the order of `spec.cameras`.
+            points: float32 [P, 5], lidar frame.
+            calibration: cameras of the frame, raw pixels; extra cameras are ignored.
+            timer: told when `resize`, `pillars` and `tables` are done.
+
+        Raises:
+            DataError: a sensor array has the wrong shape, dtype or values.
+        """
+        timer = timer or StageTimer()
+        prepared = self.images(images)
+        self._check_sizes(images, calibration)
+        timer.lap("resize")
+        pillars = self.pillars(points)
+        timer.lap("pillars")
+        lut_pixel, lut_depth = self.tables(calibration)
+        timer.lap("tables")
+        return {
+            "images": prepared,
+            "pillars": pillars.pillars,
+            "pillar_count": pillars.pillar_count,
+            "pillar_index": pillars.pillar_index,
+            "lut_pixel": lut_pixel,
+            "lut_depth": lut_depth,
+        }
+
+    def _check_sizes(self, images: Sequence[NDArray[np.uint8]], calibration: Calibration) -> None:
+        """A calibration of other image sizes would project silently to the wrong pixels."""
+        sizes = dict(zip(calibration.cameras, calibration.image_sizes_px, strict=True))
+        for camera, image in zip(self.spec.cameras, images, strict=True):
+            if camera in sizes and image.shape[:2] != sizes[camera]:
+                raise DataError(
+                    f"{camera}: the calibration is for images of (height, width) {sizes[camera]}, got "
+                    f"{image.shape[:2]}; give the raw image, or scale the intrinsics with it"
+                )
+
+
+def _check_image(camera: str, image: NDArray[np.uint8]) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise DataError(f"{camera}: expected a uint8 [H, W, 3] RGB array, got {got}")
+
+
+def _resize_and_crop(image: NDArray[np.uint8], fit: ImageFit, height: int, width: int) -> NDArray[np.uint8]:
+    """The part of the resized image that the network sees, [height, width, 3].
+
+    Rows above the crop are not resized: source and result are cut at a common multiple of the row ratio, where the
+    cut falls on whole rows of both. Only for shrinking, where no kept row reads across the cut.
+    """
+    raw_height, scaled_height = image.shape[0], fit.scaled_hw_px[0]
+    cut = 0
+    if scaled_height < raw_height:
+        block = scaled_height // gcd(raw_height, scaled_height)
+        cut = fit.top_px - fit.top_px % block
+        image = image[cut * raw_height // scaled_height :]
+    if image.shape[:2] != (scaled_height - cut, fit.scaled_hw_px[1]):
+        size = (fit.scaled_hw_px[1], scaled_height - cut)
+        image = cast("NDArray[np.uint8]", cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
+    top = fit.top_px - cut
+    return image[top : top + height, fit.left_px : fit.left_px + width]
