@@ -41,11 +41,21 @@ class LatencySummary(_Entry):
 
 
 class Accuracy(_Entry):
-    """Detection quality on the validation split; `per_class` holds the AP of each class, null without ground truth."""
+    """Detection quality on the validation split.
+
+    Attributes:
+        mAP: mean over the classes that have ground truth under the official filters; on a full split, all ten.
+        NDS: likewise.
+        per_class: AP of each class, null without ground truth.
+        mAP_ten_classes: the devkit's figure, where a class without ground truth counts as 0.
+        NDS_ten_classes: likewise.
+    """
 
     mAP: float = Field(ge=0, le=1)  # noqa: N815 the benchmark's own name
     NDS: float = Field(ge=0, le=1)
     per_class: dict[str, float | None] = {}
+    mAP_ten_classes: float | None = Field(None, ge=0, le=1)  # noqa: N815
+    NDS_ten_classes: float | None = Field(None, ge=0, le=1)
 
 
 class BackendResult(_Entry):

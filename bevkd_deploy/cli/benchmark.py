@@ -55,4 +55,5 @@ def benchmark(
     request = BenchmarkRequest(engine, run, json, junit, summary, html, baseline, tuple(require or ()))
     from bevkd_deploy.pipelines import benchmark as stage
 
-    stage.benchmark(request, output_of(context).talk)
+    output = output_of(context)
+    stage.benchmark(request, output.talk, output.results)

@@ -21,4 +21,7 @@ def run(
     """
     from bevkd_deploy.pipelines import run as stage
 
-    stage.run(recipe, overrides or [], run_dir=run_dir, resume=resume, console=output_of(context).talk)
+    output = output_of(context)
+    stage.run(
+        recipe, overrides or [], run_dir=run_dir, resume=resume, console=output.talk, results=output.results
+    )

@@ -22,7 +22,7 @@ class ExportRequest:
         run: run directory with the student to export; None takes the latest run.
         recipe: with `untrained`, the recipe whose student is built with random weights; a path or a shipped name.
         untrained: export a student that was never trained, to check a budget before training.
-        run_dir: with `untrained`, the run directory to create.
+        run_dir: with `untrained`, the run directory to create; None takes runs/<recipe>/<time>.
         trt: precision of the TensorRT plan, or None for no plan.
         target: name of a device in export/targets; None takes the recipe's.
         onnx_only: write the ONNX files and stop.
@@ -42,8 +42,8 @@ class ExportRequest:
     def __post_init__(self) -> None:
         if self.trt is not None:
             _check_precision(self.trt)
-        if self.untrained and (self.recipe is None or self.run_dir is None):
-            raise UsageError("--untrained needs --recipe RECIPE and --run-dir DIR, the run directory to create")
+        if self.untrained and self.recipe is None:
+            raise UsageError("--untrained needs --recipe RECIPE, whose student is built")
         if not self.untrained and self.recipe is not None:
             raise UsageError("--recipe goes with --untrained; a trained student is exported from its run: --run DIR")
         if not self.untrained and self.run_dir is not None:

@@ -8,7 +8,7 @@ sidecar of different exports are never used together, and a plan is loaded only 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import read_json, sha256_file, write_text
 from bevkd_deploy.contracts.graph_spec import GraphSpec, TensorSpec
 
-SIDECAR_SCHEMA = "bevkd.sidecar/1"
+SIDECAR_SCHEMA: Literal["bevkd.sidecar/1"] = "bevkd.sidecar/1"
 UNTRAINED = "untrained"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -106,7 +106,7 @@ class Sidecar(Entry):
 
 def utc_now() -> str:
     """Current time, ISO 8601 in UTC, whole seconds."""
-    return datetime.now(UTC).replace(microsecond=0).isoformat()
+    return datetime.now(timezone.utc).replace(microsecond=0).isoformat()
 
 
 def sidecar_path(artefact_path: Path | str) -> Path:

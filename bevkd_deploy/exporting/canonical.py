@@ -59,11 +59,11 @@ def _scope(node: onnx.NodeProto, weights: set[str], prefix: str) -> str:
     """Module path of a node; a convolution's is its weight's, because a folded batch norm leaves its own path."""
     for value in node.input:
         if value in weights and value.endswith(".weight"):
-            return value.removesuffix(".weight").removeprefix(prefix)
+            return str(value).removesuffix(".weight").removeprefix(prefix)
     noted = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES_KEY), "[]")
     scopes = ast.literal_eval(noted)[:-1]  # the last entry is the operation itself
-    scope = scopes[-1] if scopes else ""
-    return "" if scope + "." == prefix else str(scope).removeprefix(prefix)
+    scope = str(scopes[-1]) if scopes else ""
+    return "" if scope + "." == prefix else scope.removeprefix(prefix)
 
 
 def _value_names(graph: onnx.GraphProto, node_names: list[str], prefix: str) -> dict[str, str]:

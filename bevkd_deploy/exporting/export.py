@@ -32,7 +32,7 @@ from bevkd_deploy.exporting.lint import check_portable
 from bevkd_deploy.exporting.onnx_export import OPSET, reference_copy, save_model, trace
 from bevkd_deploy.exporting.plan import Plan, build_from_onnx, remove_stale_plans
 from bevkd_deploy.exporting.precision import precision_table, to_fp16_with_islands
-from bevkd_deploy.exporting.ranges import check_fp16_ranges
+from bevkd_deploy.exporting.probe import check_fp16_ranges, head_maps
 from bevkd_deploy.models.detector import DeployedStudent
 from bevkd_deploy.runtime.engine import open_engine
 
@@ -133,7 +133,7 @@ def export_student(
     if not feeds:
         raise UsageError("export needs the inputs of at least one frame, to compare the artefacts with the student")
     out = Path(out_dir)
-    expected = _run_torch(student, spec, feeds)
+    truth = _run_torch(student, spec, feeds)
     fp32 = trace(student, spec)
     result = ExportResult()
     rows: list[ParityRow] = []
@@ -143,12 +143,12 @@ def export_student(
         if precision == "fp16":
             check_fp16_ranges(fp32, model, feeds)
         draft = _Draft(model, islands, precision, spec, provenance)
-        path, parity = _write_onnx(draft, out / f"student.{precision}.onnx", feeds, expected)
+        path, parity = _write_onnx(draft, out / f"student.{precision}.onnx", feeds, truth)
         result.onnx[precision] = path
         rows += parity
         notify(f"wrote {path.name} ({path.stat().st_size / 1e6:.1f} MB), {_summary(parity)}")
-        for plan in remove_stale_plans(path):
-            notify(f"removed {plan.name}: it was built from an earlier export")
+        for stale in remove_stale_plans(path):
+            notify(f"removed {stale.name}: it was built from an earlier export")
     newest = options.plans[-1] if options.plans else options.onnx_precisions[-1]
     _link(out / "student.onnx", result.onnx[newest])
     _drop_dangling(out / "student.plan")
@@ -197,32 +197,46 @@ class _Draft:
         )
 
 
-def _run_torch(
-    student: DeployedStudent, spec: GraphSpec, feeds: Sequence[Feed]
-) -> list[dict[str, NDArray[Any]]]:
+@dataclass(frozen=True)
+class _Truth:
+    """What the student computes for one feed: the graph's outputs, and the head's maps they are decoded from."""
+
+    outputs: dict[str, NDArray[Any]]
+    maps: dict[str, NDArray[Any]]
+
+
+def _run_torch(student: DeployedStudent, spec: GraphSpec, feeds: Sequence[Feed]) -> list[_Truth]:
     eager = reference_copy(student)
     names = [tensor.name for tensor in spec.outputs()]
     results = []
     for feed in feeds:
+        inputs = [torch.from_numpy(np.ascontiguousarray(feed[tensor.name]))[None] for tensor in spec.inputs()]
         with torch.no_grad():
-            outputs = eager(*[torch.from_numpy(np.ascontiguousarray(feed[t.name])) for t in spec.inputs()])
-        results.append({name: tensor.numpy() for name, tensor in zip(names, outputs, strict=True)})
+            maps = eager.detector(*inputs)
+            outputs = [tensor[0] for tensor in eager.detector.decode(maps)]
+        results.append(
+            _Truth(
+                {name: tensor.numpy() for name, tensor in zip(names, outputs, strict=True)},
+                {name: tensor.numpy() for name, tensor in maps.items()},
+            )
+        )
     return results
 
 
 def _write_onnx(
-    draft: _Draft, path: Path, feeds: Sequence[Feed], expected: Sequence[Mapping[str, NDArray[Any]]]
+    draft: _Draft, path: Path, feeds: Sequence[Feed], truth: Sequence[_Truth]
 ) -> tuple[Path, list[ParityRow]]:
     """Write the file, compare it with the student, and only then give it the sidecar that makes it usable."""
     sidecar_path(path).unlink(missing_ok=True)
     save_model(draft.model, path)
     sidecar = draft.sidecar(path)
+    names = {"tier": draft.precision, "candidate_name": f"onnx-{draft.precision}"}
     rows: list[ParityRow] = []
     with open_engine(path, sidecar) as engine:
-        for feed, outputs in zip(feeds, expected, strict=True):
-            rows += compare_outputs(
-                outputs, engine.run(feed), draft.precision, candidate_name=f"onnx-{draft.precision}"
-            )
+        for feed, expected in zip(feeds, truth, strict=True):
+            rows += compare_outputs(expected.outputs, engine.run(feed), **names)
+    for expected, maps in zip(truth, head_maps(draft.model, truth[0].maps.keys(), feeds), strict=True):
+        rows += compare_outputs(expected.maps, maps, **names)
     parity = worst(rows)
     _require_parity(parity, path)
     write_sidecar(path, sidecar.model_copy(update={"parity": tuple(parity)}))
@@ -231,8 +245,8 @@ def _write_onnx(
 
 def _require_parity(rows: Sequence[ParityRow], path: Path) -> None:
     failed = [
-        f"{row.output}: largest difference {row.max_abs:.3g}, relative L2 {row.rel_l2:.3g}, {row.nonfinite} non-finite, "
-        f"{row.unmatched} unmatched"
+        f"{row.output}: largest difference {row.max_abs:.3g}, relative L2 {row.rel_l2:.3g}, "
+        f"{row.nonfinite} non-finite, {row.unmatched} unmatched"
         for row in rows
         if row.result == "fail"
     ]

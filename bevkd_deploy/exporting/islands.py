@@ -66,6 +66,12 @@ def fp32_islands(graph: onnx.GraphProto, keep_fp32: Sequence[str] = ()) -> tuple
     return tuple(islands)
 
 
+def last_weighted(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Weighted operators with no other after them: the last convolution of each head, in graph order."""
+    tail = _Flow(graph).from_last_weight()
+    return [node for node in graph.node if node.name in tail and node.op_type in WEIGHTED_OPS]
+
+
 class _Flow:
     """Reachability between the nodes of a graph and its inputs, outputs and weighted operators."""
 
@@ -105,4 +111,3 @@ class _Flow:
             if any(child.op_type in WEIGHTED_OPS or child.name in leads for child in children):
                 leads.add(node.name)
         return leads
-

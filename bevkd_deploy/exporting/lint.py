@@ -21,15 +21,25 @@ MAX_TOP_K = 3840
 
 #: Operators that build everywhere in FP32 and FP16 with static shapes.
 ALLOWED_OPS = frozenset(
-    "Abs Add And ArgMax Atan AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Conv "
-    "ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div Einsum Elu Equal Erf Exp Expand Flatten Floor Gather "
-    "GatherElements GatherND Gelu Gemm GlobalAveragePool Greater GreaterOrEqual GridSample GroupNormalization "
-    "HardSigmoid HardSwish Identity InstanceNormalization IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log "
-    "LogSoftmax MatMul Max MaxPool Mean Min Mod Mul Neg Not OneHot Or Pad Pow PRelu QuantizeLinear Reciprocal "
-    "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Round ScatterElements ScatterND "
-    "Sigmoid Sign Sin Slice Softmax Softplus SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose "
-    "Unsqueeze Where Xor".split()
-)
+    {
+        # elementwise
+        "Abs", "Add", "And", "Atan", "Ceil", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
+        "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log",
+        "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round",
+        "Sigmoid", "Sign", "Sin", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "Where", "Xor",
+        # weights
+        "BatchNormalization", "Conv", "ConvTranspose", "Einsum", "Gemm", "GroupNormalization",
+        "InstanceNormalization", "LayerNormalization", "MatMul",
+        # reductions
+        "ArgMax", "AveragePool", "CumSum", "GlobalAveragePool", "LogSoftmax", "MaxPool", "ReduceL2", "ReduceMax",
+        "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Softmax", "TopK",
+        # layout
+        "Cast", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "DequantizeLinear", "Expand", "Flatten",
+        "Gather", "GatherElements", "GatherND", "GridSample", "Identity", "OneHot", "Pad", "QuantizeLinear",
+        "Reshape", "Resize", "ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+        "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
 
 #: Well-known operators outside the contract, and what to write instead.
 REPLACEMENTS = {
@@ -120,7 +130,7 @@ def _node_findings(node: onnx.NodeProto, facts: _Facts) -> Iterator[tuple[str, s
         yield "is not built by TensorRT-RTX", REPLACEMENTS[node.op_type]
         return
     if node.op_type not in ALLOWED_OPS:
-        yield "is not on the list of portable operators", "operators of exporting/lint.py's list, or extend it with proof"
+        yield "is not on the list of portable operators", "operators of that list, or extend it with proof (lint.py)"
         return
     yield from _shape_findings(node, facts)
     yield from _type_findings(node, facts)

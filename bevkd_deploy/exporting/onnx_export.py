@@ -1,4 +1,7 @@
-"""Student to FP32 ONNX: static shapes, the names and dtypes of the graph contract, the same bytes for the same weights."""
+"""Student to FP32 ONNX.
+
+Shapes are static, names and dtypes are those of the graph contract, and the same weights give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,11 @@ def save_model(model: onnx.ModelProto, path: Path | str) -> Path:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
     data = model.SerializeToString(deterministic=True)
-    return write_atomic(path, lambda temporary: temporary.write_bytes(data) and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    return write_atomic(path, write)
 
 
 def check_contract(model: onnx.ModelProto, spec: GraphSpec) -> None:

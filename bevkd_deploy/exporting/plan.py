@@ -52,8 +52,8 @@ def build_from_onnx(onnx_path: Path | str, target: Target, progress: Progress | 
     except CannotRunHere as error:
         wanted = source.model_copy(update={"kind": "plan", "target": target.name})
         raise CannotRunHere(
-            f"{error}. What a plan is made from is written: {onnx_path.name} and {sidecar_path(onnx_path).name}. Copy the "
-            f"run to the device and build there: `{rebuild_command(wanted)}`"
+            f"{error}. What a plan is made from is written: {onnx_path.name} and {sidecar_path(onnx_path).name}. Copy "
+            f"the run to the device and build there: `{rebuild_command(wanted)}`"
         ) from error
     sidecar = source.model_copy(
         update={

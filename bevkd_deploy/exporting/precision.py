@@ -20,12 +20,12 @@ from bevkd_deploy.exporting.islands import fp32_islands
 
 FP16_MAX = 65504.0
 
-_FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_FLOATS: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 #: Inputs that the operator defines as FP32 whatever its data is: Resize's roi and scales.
 _ALWAYS_FP32 = {"Resize": (1, 2)}
 
-_SUFFIX = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
+_SUFFIX: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
 
 
 def to_fp16(model: onnx.ModelProto, keep_fp32: Sequence[str] = ()) -> onnx.ModelProto:
@@ -181,7 +181,7 @@ def _lower_tensor(tensor: TensorProto, name: str) -> TensorProto:
     if not finite.all() or largest > FP16_MAX:
         bad = values.size - int(finite.sum())
         raise ExportError(
-            f"tensor '{tensor.name or name}' does not fit FP16: largest magnitude {largest:g} (limit {FP16_MAX:g}), {bad} "
-            "non-finite values. Keep its node in FP32 (export.keep_fp32) or look for a diverged layer"
+            f"tensor '{tensor.name or name}' does not fit FP16: largest magnitude {largest:g} (limit {FP16_MAX:g}), "
+            f"{bad} non-finite values. Keep its node in FP32 (export.keep_fp32) or look for a diverged layer"
         )
     return numpy_helper.from_array(values.astype(np.float16), name)

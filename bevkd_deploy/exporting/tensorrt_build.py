@@ -61,7 +61,11 @@ def build_plan(
     """
     library, members = choose_library(target)
     plan, seconds, log = _build(library, Path(onnx_path), members, progress, target)
-    write_atomic(plan_path, lambda temporary: temporary.write_bytes(plan) and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(plan)
+
+    write_atomic(plan_path, write)
     return BuildReport(library.flavour, library.version, (target.sm,), seconds, tuple(log))
 
 
@@ -93,7 +97,7 @@ def _members(library: TensorRTModule, target: Target) -> list[Any]:
         known = library.compute_capabilities()
         if target.sm not in known:
             raise CannotRunHere(
-                f"{name} compiles for SM {', '.join(known)}, not {target.sm}; full TensorRT builds for it, on the device"
+                f"{name} compiles for SM {', '.join(known)}, not {target.sm}; full TensorRT does, on the device"
             )
         return [known[target.sm]]
     here = CudaDriver.load().compute_capability
@@ -144,14 +148,15 @@ def _build_failure(library: TensorRTModule, onnx_path: Path, target: Target, mes
     hint = ""
     if any("FP32 GEMM" in text for text in errors):
         hint = f" SM {target.sm} has no FP32 matrix multiplication in this library: build fp16 (--trt fp16)."
-    said = "; ".join(dict.fromkeys(errors)) or "it gave no reason"
-    return f"{library.flavour} {library.version} cannot build {onnx_path.name} for SM {target.sm}.{hint} It says: {said}"
+    said = "; ".join(dict.fromkeys(errors)) or "no reason given"
+    name = f"{library.flavour} {library.version}"
+    return f"{name} cannot build {onnx_path.name} for SM {target.sm}.{hint} It says: {said}"
 
 
 def _make_logger(trt: Any, messages: list[tuple[str, str]]) -> Any:
     """A logger that keeps warnings and errors: a failed build returns None and explains itself nowhere else."""
 
-    class Collector(trt.ILogger):  # type: ignore[misc]
+    class Collector(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -165,7 +170,7 @@ def _make_logger(trt: Any, messages: list[tuple[str, str]]) -> Any:
 def _make_monitor(trt: Any, progress: Progress) -> Any:
     """Adapter from the library's nested phases to `progress`."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}

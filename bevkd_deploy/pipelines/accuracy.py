@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from bevkd_deploy.benchmark.result import Accuracy
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.data.samples import Sample
@@ -18,12 +18,12 @@ from bevkd_deploy.data.sensor_files import load_image, load_points
 from bevkd_deploy.evaluation.config import detection_cvpr_2019
 from bevkd_deploy.evaluation.metrics import evaluate
 from bevkd_deploy.evaluation.submission import boxes_to_records, nan_to_null
-from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.pipelines.progress import bar
+from bevkd_deploy.runtime.detections import Detections
 from bevkd_deploy.runtime.preprocess import Feed, Preprocessor
 
-#: Graph inputs of one frame -> boxes [K, 9], scores [K], labels [K].
-Infer = Callable[[Feed], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+#: Graph inputs of one frame -> detections.
+Infer = Callable[[Feed], Detections]
 Records = dict[str, list[dict[str, Any]]]
 
 #: Detections below this score are not submitted: 500 boxes a frame of noise only slow the matching down.
@@ -40,19 +40,6 @@ def feeds_of(samples: Sequence[Sample], spec: GraphSpec) -> list[Feed]:
     """Graph inputs of some samples."""
     preprocess = Preprocessor(spec)
     return [preprocess(*sensors_of(sample, spec.cameras), sample.calibration) for sample in samples]
-
-
-def torch_infer(detector: FusionDetector) -> Infer:
-    """A detector in PyTorch as an `Infer`."""
-    detector.eval()
-
-    @torch.no_grad()
-    def infer(feed: Feed) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        maps = detector(**{name: torch.from_numpy(array)[None] for name, array in feed.items()})
-        boxes, scores, labels = detector.decode(maps)
-        return boxes[0].numpy(), scores[0].numpy(), labels[0].numpy()
-
-    return infer
 
 
 def ground_truth(samples: Sequence[Sample]) -> Records:
@@ -73,27 +60,28 @@ def ground_truth(samples: Sequence[Sample]) -> Records:
     }
 
 
-def detect(
-    samples: Sequence[Sample], spec: GraphSpec, infers: dict[str, Infer], console: Console, title: str
-) -> dict[str, Records]:
-    """Detections of several backends on the same frames; each frame is prepared once."""
+def records_of(sample: Sample, detections: Detections) -> list[dict[str, Any]]:
+    """Detections of one frame in the submission format."""
+    kept = detections.above(_MIN_SCORE)
+    return boxes_to_records(
+        sample.token,
+        kept.boxes,
+        kept.scores,
+        kept.labels,
+        kept.classes,
+        sample.lidar2global,
+        sample.ego2global[:3, 3],
+    )
+
+
+def detect(samples: Sequence[Sample], spec: GraphSpec, infer: Infer, console: Console, title: str) -> Records:
+    """Detections of one network on some frames, in the submission format."""
     preprocess = Preprocessor(spec)
-    found: dict[str, Records] = {name: {} for name in infers}
+    found: Records = {}
     with bar(console, title, len(samples)) as progress:
         for sample in samples:
             feed = preprocess(*sensors_of(sample, spec.cameras), sample.calibration)
-            for name, infer in infers.items():
-                boxes, scores, labels = infer(feed)
-                keep = scores >= _MIN_SCORE
-                found[name][sample.token] = boxes_to_records(
-                    sample.token,
-                    boxes[keep],
-                    scores[keep],
-                    labels[keep],
-                    spec.classes,
-                    sample.lidar2global,
-                    sample.ego2global[:3, 3],
-                )
+            found[sample.token] = records_of(sample, infer(feed))
             progress.advance()
     return found
 
@@ -118,16 +106,16 @@ def score(detections: Records, truth: Records) -> dict[str, Any]:
     return result
 
 
-def accuracy_row(summary: dict[str, Any]) -> dict[str, Any]:
-    """The figures of `bench.json`: over the classes present, with the ten-class ones beside them."""
-    return {
-        "mAP": summary["present"]["mean_ap"],
-        "NDS": summary["present"]["nd_score"],
-        "per_class": summary["mean_dist_aps"],
-        "classes_present": summary["present"]["classes"],
-        "mAP_ten_classes": summary["mean_ap"],
-        "NDS_ten_classes": summary["nd_score"],
-    }
+def accuracy_of(summary: dict[str, Any]) -> Accuracy:
+    """The figures of `bench.json` from a summary of `score`."""
+    present = summary["present"]["classes"]
+    return Accuracy(
+        mAP=summary["present"]["mean_ap"],
+        NDS=summary["present"]["nd_score"],
+        per_class={name: ap if name in present else None for name, ap in summary["mean_dist_aps"].items()},
+        mAP_ten_classes=summary["mean_ap"],
+        NDS_ten_classes=summary["nd_score"],
+    )
 
 
 def _present_classes(truth: Records, class_range: Any) -> set[str]:

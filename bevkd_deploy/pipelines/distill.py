@@ -95,7 +95,6 @@ def _tap_channels(
     recipe: Recipe, student: FusionDetector, teacher: FrozenTeacher, inputs: dict[str, dict[str, Tensor]]
 ) -> dict[str, dict[str, int]]:
     """Channels of every tapped map, found by running both networks once; a wrong tap fails here."""
-
     pairs = tap_pairs(recipe.distill).values()
     shapes = {
         "student": tap_shapes(student, inputs["student"], [pair.student for pair in pairs]),

@@ -1,11 +1,134 @@
-"""What a distillation would do: stages, inputs found or missing, sizes."""
+"""What a distillation would do: stages, inputs found or missing, sizes. Nothing is written or trained."""
 
 from __future__ import annotations
 
-from rich.console import Console
+from dataclasses import dataclass
+from pathlib import Path
 
-from bevkd_deploy.contracts.recipe_loader import LoadedRecipe
+from rich.console import Console
+from rich.table import Table
+
+from bevkd_deploy.contracts.errors import BevkdError
+from bevkd_deploy.contracts.files import sha256_file
+from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.recipe import Recipe, TrainConfig
+from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolve_data_root, resolved_path
+from bevkd_deploy.contracts.target import load_target
+from bevkd_deploy.data.source import Split, open_split
+from bevkd_deploy.distill.step import tap_pairs
+from bevkd_deploy.distill.taps import Taps
+from bevkd_deploy.models.detector import FusionDetector, parameter_count
+
+
+@dataclass(frozen=True)
+class _Line:
+    stage: str
+    state: str
+    detail: str
 
 
 def print_plan(loaded: LoadedRecipe, console: Console) -> None:
-    """Print the plan."""
+    """Print one line per stage and input, then sizes."""
+    recipe = loaded.recipe
+    console.print(f"{loaded.path}: recipe {recipe.name}, {recipe.description}")
+    for override in loaded.overrides:
+        console.print(f"  override {override}")
+    table = Table(box=None, pad_edge=False)
+    for name in ("stage", "state", "detail"):
+        table.add_column(name, overflow="fold")
+    lines = [*_data_lines(loaded), _teacher_line(loaded), *_model_lines(loaded), *_loss_lines(loaded), _export_line(loaded)]
+    for line in lines:
+        table.add_row(line.stage, line.state, line.detail)
+    console.print(table)
+    missing = [line.stage for line in lines if line.state == "missing"]
+    verdict = f"missing: {', '.join(missing)}" if missing else "everything is there"
+    console.print(f"{verdict}. Nothing was written (dry run).")
+
+
+def _data_lines(loaded: LoadedRecipe) -> list[_Line]:
+    recipe = loaded.recipe
+    try:
+        root = resolve_data_root(recipe)
+    except BevkdError as error:
+        return [_Line("data", "missing", str(error))]
+    settings = recipe.data.synthetic
+    if settings and not root.exists():
+        scenes = f"{settings.train_scenes} + {settings.val_scenes} scenes of profile {settings.profile}"
+        return [_Line("data", "to be made", f"{root}: {scenes}")]
+    splits: tuple[Split, ...] = ("train", "val")
+    return [_split_line(loaded, root, split) for split in splits]
+
+
+def _split_line(loaded: LoadedRecipe, root: Path, split: Split) -> _Line:
+    try:
+        samples = open_split(loaded.recipe.data, root, split)
+    except BevkdError as error:
+        return _Line(f"data {split}", "missing", str(error))
+    scenes = len({sample.scene for sample in samples})
+    return _Line(f"data {split}", "found", f"{root}: {len(samples)} frames of {scenes} scenes")
+
+
+def _teacher_line(loaded: LoadedRecipe) -> _Line:
+    teacher = loaded.recipe.teacher
+    if teacher.checkpoint is None:
+        assert teacher.train is not None  # the recipe schema: a checkpoint or a training
+        return _Line("teacher", "to be trained", _schedule(teacher.train))
+    path = resolved_path(loaded, teacher.checkpoint)
+    if not path.is_file():
+        return _Line("teacher", "missing", f"checkpoint {path}; set teacher.checkpoint=FILE")
+    return _Line("teacher", "found", f"{path}, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_file(path)[:12]}")
+
+
+def _model_lines(loaded: LoadedRecipe) -> list[_Line]:
+    recipe = loaded.recipe
+    lines = []
+    for who, detector in (("teacher", _teacher(recipe)), ("student", _student(recipe))):
+        size = f"{parameter_count(detector) / 1e6:.2f} M parameters"
+        lines.append(_Line(f"{who} model", size, _geometry(detector.spec)))
+    for who, model in (("teacher", recipe.teacher.model), ("student", recipe.student.model)):
+        weights = model.camera.pretrained
+        if weights:
+            state = "found" if Path(weights).is_file() else "missing"
+            lines.append(_Line(f"{who} backbone", state, f"{weights} ({model.camera.backbone}, torchvision keys)"))
+    lines.append(_Line("distill", "to be run", _schedule(recipe.student.train)))
+    return lines
+
+
+def _loss_lines(loaded: LoadedRecipe) -> list[_Line]:
+    recipe = loaded.recipe
+    lines = []
+    if recipe.distill.losses.heatmap:
+        lines.append(_Line("loss heatmap", f"weight {recipe.distill.losses.heatmap.weight:g}", "bbox_head, by class name"))
+    student, teacher = _student(recipe), _teacher(recipe)
+    for name, pair in tap_pairs(recipe.distill).items():
+        Taps(student, [pair.student], detach=True)  # both raise where a path names no module
+        Taps(teacher, [pair.teacher], detach=True)
+        lines.append(_Line(f"loss {name}", f"weight {pair.weight:g}", f"student {pair.student} <- teacher {pair.teacher}"))
+    return lines
+
+
+def _export_line(loaded: LoadedRecipe) -> _Line:
+    export = loaded.recipe.export
+    target = load_target(export.target)
+    return _Line("export", "to be run", f"{', '.join(export.precisions)} ONNX, plan for {target.name} (SM {target.sm})")
+
+
+def _student(recipe: Recipe) -> FusionDetector:
+    return FusionDetector(recipe.student.model, recipe.student_spec())
+
+
+def _teacher(recipe: Recipe) -> FusionDetector:
+    return FusionDetector(recipe.teacher.model, recipe.teacher_spec())
+
+
+def _schedule(train: TrainConfig) -> str:
+    return f"{train.epochs} epochs, batch {train.batch_size}, {train.precision}, learning rate {train.learning_rate:g}"
+
+
+def _geometry(spec: GraphSpec) -> str:
+    height, width = spec.image_height_px, spec.image_width_px
+    rows, columns = spec.bev_shape_yx
+    return (
+        f"{len(spec.cameras)}x{height}x{width} images, {spec.pillar_size_m:g} m pillars (at most {spec.max_pillars}), "
+        f"BEV {rows}x{columns} of {spec.pillar_size_m * spec.bev_stride:g} m"
+    )

@@ -91,6 +91,7 @@ def write_dataset(
         ("train_scenes", train_scenes, 1),
         ("val_scenes", val_scenes, 0),
         ("workers", workers, 1),
+        ("seed", seed, 0),
     ):
         if value < least:
             raise UsageError(f"synthetic data: {name} must be at least {least}, got {value}")

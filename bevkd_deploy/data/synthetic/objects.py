@@ -312,7 +312,7 @@ def _pedestrian(
     hip, neck = 0.48 * height, 0.83 * height
     trousers, jacket = _pick(_CLOTHES, rng), (255.0, 140.0, 20.0) if worker else _pick(_CLOTHES, rng, 24)
     stride, leg = length / 2, width * 0.22
-    forward = rng.uniform(0.6, 1.0) * (stride - leg / 2)
+    forward = rng.uniform(0.85, 1.0) * (stride - leg / 2)
     for side in (-1, 1):
         x, y = side * forward, side * width * 0.16
         builder.box((x - leg / 2, x + leg / 2), (y - leg / 2, y + leg / 2), (0.06, hip), trousers, reflectivity=0.25)

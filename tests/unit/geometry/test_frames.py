@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bevkd_deploy.geometry.frames import (
@@ -17,20 +17,21 @@ from bevkd_deploy.geometry.frames import (
     yaw_pose,
 )
 
+scipy_transform = pytest.importorskip("scipy.spatial.transform")
 quaternions = st.lists(st.floats(-1, 1), min_size=4, max_size=4).map(np.array).filter(lambda q: np.linalg.norm(q) > 0.1)
 
 
+@settings(deadline=None)
 @given(quaternions)
 def test_matrix_is_scipys(wxyz: np.ndarray) -> None:
-    rotation = pytest.importorskip("scipy.spatial.transform").Rotation
-    expected = rotation.from_quat(wxyz[[1, 2, 3, 0]]).as_matrix()  # SciPy writes x, y, z, w
+    expected = scipy_transform.Rotation.from_quat(wxyz[[1, 2, 3, 0]]).as_matrix()  # SciPy writes x, y, z, w
     np.testing.assert_allclose(quaternion_to_matrix(wxyz), expected, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(quaternions)
 def test_quaternion_of_a_matrix_is_scipys(wxyz: np.ndarray) -> None:
-    rotation = pytest.importorskip("scipy.spatial.transform").Rotation
-    matrix = rotation.from_quat(wxyz[[1, 2, 3, 0]]).as_matrix()
+    matrix = scipy_transform.Rotation.from_quat(wxyz[[1, 2, 3, 0]]).as_matrix()
     got = matrix_to_quaternion(matrix)
     assert got[0] >= 0
     # q and -q are one rotation, so they are compared without their sign.
@@ -67,7 +68,7 @@ def test_invert_refuses_a_singular_matrix() -> None:
 
 
 def test_projection_by_hand() -> None:
-    # A camera at the lidar's origin that looks along +x: cam x = -y, cam y = -z, cam z = x; focal 100 px, centre (50, 40).
+    # A camera at the origin that looks along +x: cam x = -y, cam y = -z, cam z = x; focal 100 px, centre (50, 40).
     lidar2cam = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
     cam2img = np.eye(4)
     cam2img[:3, :3] = [[100, 0, 50], [0, 100, 40], [0, 0, 1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
@@ -50,6 +50,7 @@ def test_outside_and_nan_are_outside_with_index_zero() -> None:
     assert index.tolist() == [0, 0, 0]
 
 
+@settings(deadline=None)
 @given(st.floats(-2, 7.99), st.floats(-3, 2.99))
 def test_located_cell_holds_the_position(x: float, y: float) -> None:
     index, inside = GRID.locate(np.array([[x, y]]))

@@ -65,7 +65,7 @@ def slow_voxelize(points: np.ndarray, spec: GraphSpec) -> tuple[np.ndarray, np.n
     return pillars, count, index, len(dropped_cells), dropped_points
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(clouds)
 def test_equals_the_slow_loop(points: np.ndarray) -> None:
     pillars, count, index, dropped_pillars, dropped_points = slow_voxelize(points, SPEC)

@@ -1,0 +1,127 @@
+"""`bevkd export`: student to typed ONNX and a TensorRT plan."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from bevkd_deploy.contracts.errors import ArtifactError
+from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.recipe import Recipe
+from bevkd_deploy.contracts.recipe_loader import load_recipe
+from bevkd_deploy.contracts.requests import ExportRequest
+from bevkd_deploy.contracts.sidecar import UNTRAINED
+from bevkd_deploy.contracts.target import load_target
+from bevkd_deploy.data.source import open_split
+from bevkd_deploy.exporting.export import ExportOptions, ExportResult, Provenance, export_student
+from bevkd_deploy.geometry.calibration import Calibration
+from bevkd_deploy.models.checkpoint import load_detector
+from bevkd_deploy.models.detector import DeployedStudent, FusionDetector, parameter_count
+from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.pipelines.accuracy import feeds_of
+from bevkd_deploy.pipelines.datasets import prepare_data
+from bevkd_deploy.pipelines.runs import Run, create_run, latest_run, open_run
+from bevkd_deploy.runtime.preprocess import Feed, Preprocessor
+
+
+def export(request: ExportRequest, console: Console) -> Path:
+    """Export the student of a run, or with `untrained` of a recipe; returns the export folder."""
+    if request.untrained:
+        assert request.recipe is not None  # checked by ExportRequest
+        run = create_run(load_recipe(request.recipe), request.run_dir)
+        console.print(f"run {run.path}: an untrained student, to check a budget; its boxes mean nothing")
+    else:
+        run = open_run(request.run) if request.run else latest_run()
+        console.print(f"run {run.path}{'' if request.run else ' (the latest)'}")
+    result = export_run(run, request, console)
+    measured = next(iter(result.plans.values())).path if result.plans else run.export_dir / "student.onnx"
+    if request.untrained:
+        console.print(f"wrote {measured}")
+    else:
+        console.print(f"Next: bevkd benchmark --engine {measured.name}")
+    return run.export_dir
+
+
+def export_run(run: Run, request: ExportRequest, console: Console) -> ExportResult:
+    """Write ONNX files, plan and sidecars into the run's export folder."""
+    recipe = run.loaded.recipe
+    spec = recipe.student_spec()
+    detector = build_detector(recipe.student.model, spec, recipe.seed)
+    checkpoint = UNTRAINED
+    if request.untrained:
+        feeds = [synthetic_feed(spec, recipe.seed)]
+    else:
+        if not run.student_weights.is_file():
+            raise ArtifactError(f"{run.path} has no student yet ({run.student_weights} is missing); run bevkd distill")
+        checkpoint = load_detector(run.student_weights, detector, recipe.student.model)
+        feeds = _validation_feeds(recipe, spec, console)
+    console.print(f"  student {parameter_count(detector) / 1e6:.2f} M parameters, {len(feeds)} frames for parity")
+    start = time.monotonic()
+    options = ExportOptions(
+        recipe.export.precisions,
+        () if request.onnx_only else (request.trt or recipe.export.precisions[-1],),
+        load_target(request.target or recipe.export.target),
+        recipe.export.keep_fp32,
+    )
+    provenance = Provenance(recipe.name, run.loaded.digest, checkpoint, run.manifest()["commit"])
+    result = _export(detector, spec, run, options, provenance, feeds, console)
+    written = [*result.onnx.values(), *(plan.path for plan in result.plans.values())]
+    run.record_stage(
+        "export", time.monotonic() - start, {"checkpoint": checkpoint, "recipe": run.loaded.digest}, written
+    )
+    return result
+
+
+def _export(
+    detector: FusionDetector,
+    spec: GraphSpec,
+    run: Run,
+    options: ExportOptions,
+    provenance: Provenance,
+    feeds: list[Feed],
+    console: Console,
+) -> ExportResult:
+    student = DeployedStudent(detector.eval())
+    return export_student(
+        student, spec, run.export_dir, options, provenance, feeds, lambda line: console.print(f"  {line}")
+    )
+
+
+def _validation_feeds(recipe: Recipe, spec: GraphSpec, console: Console) -> list[Feed]:
+    samples = open_split(recipe.data, prepare_data(recipe, console), "val")
+    chosen = np.linspace(0, len(samples) - 1, min(recipe.export.parity_frames, len(samples))).astype(int)
+    return feeds_of([samples[index] for index in sorted(set(chosen))], spec)
+
+
+def synthetic_feed(spec: GraphSpec, seed: int) -> Feed:
+    """A plausible random frame for a student without data: noise images, a ring of points, nuScenes-like cameras."""
+    rng = np.random.default_rng(seed)
+    x0, y0, z0, x1, y1, z1 = spec.range_m
+    count = min(30_000, spec.max_pillars * 4)
+    points = np.zeros((count, 5), dtype=np.float32)
+    points[:, 0] = rng.uniform(x0, x1, count)
+    points[:, 1] = rng.uniform(y0, y1, count)
+    points[:, 2] = rng.uniform(max(z0, -2.0), min(z1, 1.0), count)
+    points[:, 3] = rng.uniform(0, 255, count)
+    height, width = 900, 1600
+    images = [rng.integers(0, 255, (height, width, 3), dtype=np.uint8) for _ in spec.cameras]
+    return Preprocessor(spec)(images, points, _surround_cameras(spec, (height, width)))
+
+
+def _surround_cameras(spec: GraphSpec, size_hw_px: tuple[int, int]) -> Calibration:
+    """Cameras looking evenly around, 60 degrees wide each."""
+    height, width = size_hw_px
+    focal_px = 1266.0
+    cam2img = np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1.0]])
+    lidar2cam = []
+    for index in range(len(spec.cameras)):
+        yaw = 2 * np.pi * index / len(spec.cameras)
+        forward, left = np.array([np.cos(yaw), np.sin(yaw), 0.0]), np.array([-np.sin(yaw), np.cos(yaw), 0.0])
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.stack([-left, np.array([0.0, 0.0, -1.0]), forward])
+        lidar2cam.append(matrix)
+    count = len(spec.cameras)
+    return Calibration(spec.cameras, np.stack([cam2img] * count), np.stack(lidar2cam), (size_hw_px,) * count)

@@ -1,0 +1,214 @@
+"""LiDAR and cameras see the same world: exact occlusion, and pixels that belong to the points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from bevkd_deploy.contracts.classes import CLASS_NAMES
+from bevkd_deploy.data.synthetic import PROFILES
+from bevkd_deploy.data.synthetic.camera import CameraPainter, make_weather, owner_image
+from bevkd_deploy.data.synthetic.dataset import SceneJob, _SceneWriter
+from bevkd_deploy.data.synthetic.ground import Ground, paint_ground
+from bevkd_deploy.data.synthetic.layout import Layout, Thing, make_layout
+from bevkd_deploy.data.synthetic.lidar import GROUND, Lidar, Scan, _intersect, _planes_in
+from bevkd_deploy.data.synthetic.objects import build_shape, sample_size
+from bevkd_deploy.data.synthetic.rig import Camera, Rig, make_rig
+from bevkd_deploy.data.synthetic.scenery import building
+from bevkd_deploy.data.synthetic.street import make_street
+from bevkd_deploy.data.synthetic.world import Snapshot, World
+from bevkd_deploy.geometry.frames import invert, transform_points
+
+QUICK = PROFILES["quickstart"]
+
+
+def make_rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+@pytest.fixture(scope="module")
+def rig() -> Rig:
+    return make_rig(QUICK, make_rng())
+
+
+def obj(class_name: str, x: float, y: float, yaw: float = 0.3) -> Thing:
+    rng = make_rng()
+    size = sample_size(class_name, rng)
+    return Thing("some", class_name, size, build_shape(class_name, size, rng), np.array([[x, y, yaw]]), "")
+
+
+def wall(x: float, y: float, yaw: float) -> Thing:
+    size = (12.0, 1.0, 6.0)
+    return Thing("", "", size, building(size, make_rng()), np.array([[x, y, yaw]]), "")
+
+
+def layout_of(*things: Thing) -> Layout:
+    street = make_street((-120.0, 120.0), make_rng())
+    return Layout(street, np.zeros(1), np.zeros((1, 3)), np.zeros(1), list(things))
+
+
+def sense(rig: Rig, *things: Thing) -> tuple[Snapshot, Scan]:
+    layout = layout_of(*things)
+    snapshot = World(layout, QUICK.object_range_m).snapshot(0)
+    ground = paint_ground(layout, make_rng())
+    return snapshot, Lidar(QUICK).scan(snapshot, ground, rig.lidar2ego, np.zeros(3), make_rng())
+
+
+def pixels_of(points_ego: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Rounded pixels [N, 2] and whether they are in front of the camera and 3 px inside the image."""
+    cam = transform_points(invert(camera.cam2ego), points_ego)
+    uvw = cam @ camera.cam2img.T
+    front = cam[:, 2] > 0.5
+    pixels = np.round(uvw[:, :2] / np.where(front, uvw[:, 2], 1.0)[:, None]).astype(np.int64)
+    height, width = camera.size_hw_px
+    return pixels, front & (pixels >= 3).all(axis=1) & (pixels < [width - 3, height - 3]).all(axis=1)
+
+
+def uniform_neighbourhood(owners: np.ndarray) -> np.ndarray:
+    """Pixels whose 5x5 neighbourhood shows one thing only."""
+    values, kernel = owners.astype(np.float32), np.ones((5, 5), np.uint8)
+    result: np.ndarray = cv2.erode(values, kernel) == cv2.dilate(values, kernel)
+    return result
+
+
+@pytest.mark.parametrize("class_name", CLASS_NAMES)
+def test_points_of_an_object_project_into_its_pixels(rig: Rig, class_name: str) -> None:
+    # one object alone: nothing that one sensor sees around and the other does not
+    snapshot, scan = sense(rig, obj(class_name, 9.0, 1.5))
+    points = transform_points(rig.lidar2ego, scan.points[scan.owner == 0, :3].astype(np.float64))
+    assert len(points) >= 5
+    hits = total = 0
+    for camera in rig.cameras:
+        owners = owner_image(snapshot, camera, make_weather(make_rng()))
+        grown = cv2.dilate((owners == 1).astype(np.uint8), np.ones((3, 3), np.uint8))
+        pixels, inside = pixels_of(points, camera)
+        hits += int(grown[pixels[inside, 1], pixels[inside, 0]].sum())
+        total += int(inside.sum())
+    assert total >= 5
+    assert hits / total >= 0.95
+
+
+def test_cameras_hide_what_a_ray_would_not_reach() -> None:
+    """The painter's order against exact rays through 100 pixels of each camera in two full scenes."""
+    wrong = total = 0
+    for seed in (0, 1):
+        writer = _SceneWriter(SceneJob(Path("unused"), PROFILES["quickstart"], seed, 1, "train"))
+        snapshot = writer._world.snapshot(3)
+        for camera in writer._rig.cameras:
+            owners = owner_image(snapshot, camera, make_weather(make_rng()))
+            rows, columns = np.nonzero(uniform_neighbourhood(owners) & (owners > 0))
+            chosen = make_rng().choice(len(rows), 100)
+            rows, columns = rows[chosen], columns[chosen]
+            rays = np.column_stack([columns, rows, np.ones(100)]) @ np.linalg.inv(camera.cam2img).T
+            planes = _planes_in(snapshot.part_planes, invert(camera.cam2ego))
+            count = len(planes)
+            distance, _ = _intersect(planes, rays, np.repeat(np.arange(count), 100), np.tile(np.arange(100), count))
+            nearest = snapshot.part_owner[distance.reshape(count, 100).argmin(axis=0)]
+            wrong += int((nearest + 1 != owners[rows, columns]).sum())
+            total += 100
+    assert total == 1200
+    assert wrong / total < 0.005
+
+
+def test_an_object_behind_a_wall_has_no_point(rig: Rig) -> None:
+    car = obj("car", 20.0, 0.0)
+    _, alone = sense(rig, car)
+    _, hidden = sense(rig, car, wall(12.0, 0.0, np.pi / 2))
+    assert alone.seen[0] > 20
+    assert hidden.seen[0] == 0
+    assert hidden.possible[0] == alone.possible[0]
+
+
+def test_a_car_half_behind_a_wall_keeps_the_other_half(rig: Rig) -> None:
+    car = obj("car", 20.0, 0.0, yaw=np.pi / 2)
+    _, alone = sense(rig, car)
+    # the wall's edge at y = 0 and the sensor at y = 0: the left half of the car is hidden
+    _, half = sense(rig, car, wall(12.0, 6.0, np.pi / 2))
+    assert 0.35 < half.seen[0] / alone.seen[0] < 0.65
+    assert (transform_points(rig.lidar2ego, half.points[half.owner == 0, :3].astype(float))[:, 1] < 0.2).all()
+
+
+def test_points_on_the_ground_and_on_a_wall_are_where_geometry_says(rig: Rig) -> None:
+    _, scan = sense(rig, wall(12.0, 0.0, np.pi / 2))
+    points = transform_points(rig.lidar2ego, scan.points[:, :3].astype(np.float64))
+    ground = points[scan.owner == GROUND]
+    assert np.abs(ground[:, 2]).max() < 0.03
+    front = points[(scan.owner == 0) & (np.abs(points[:, 1]) < 5.5)]
+    assert len(front) > 100
+    assert abs(front[:, 0].mean() - 11.5) < 0.01  # the face of a 1 m thick wall centred at x = 12
+    assert front[:, 0].std() < 0.03
+
+
+def test_lidar_x_points_right_and_cameras_look_where_they_are_named(rig: Rig) -> None:
+    assert np.allclose(rig.lidar2ego[:3, 0], [0, -1, 0], atol=0.05)
+    assert np.allclose(rig.lidar2ego[:3, 1], [1, 0, 0], atol=0.05)
+    expected = {"FRONT": 0, "FRONT_LEFT": 55, "FRONT_RIGHT": -55, "BACK": 180, "BACK_LEFT": 110, "BACK_RIGHT": -110}
+    for camera in rig.cameras:
+        forward, down = camera.cam2ego[:3, 2], camera.cam2ego[:3, 1]
+        yaw = np.degrees(np.arctan2(forward[1], forward[0]))
+        assert abs((yaw - expected[camera.name[4:]] + 180) % 360 - 180) < 3
+        assert down[2] < -0.99
+        assert camera.cam2img[0, 0] == pytest.approx(1260 * 0.44, rel=0.01) or camera.name == "CAM_BACK"
+
+
+@pytest.mark.parametrize(("side", "bright_left"), [(4.0, True), (-4.0, False)])
+def test_an_object_on_the_left_is_painted_on_the_left(rig: Rig, side: float, bright_left: bool) -> None:
+    snapshot, _ = sense(rig, obj("car", 14.0, side))
+    owners = owner_image(snapshot, rig.cameras[0], make_weather(make_rng()))
+    columns = np.nonzero(owners)[1]
+    assert len(columns) > 200
+    assert (columns.mean() < owners.shape[1] / 2) == bright_left
+
+
+def test_a_wall_beside_the_camera_is_clipped_not_folded(rig: Rig) -> None:
+    # reaches from behind the camera to 7 m ahead, 1.5 m to its right: covers the right border, never the left one
+    snapshot, _ = sense(rig, wall(1.7, -2.5, 0.0))
+    owners = owner_image(snapshot, rig.cameras[0], make_weather(make_rng()))
+    assert (owners[:, -1] == 1).mean() > 0.8
+    assert not owners[:, : owners.shape[1] // 2].any()
+
+
+def test_ground_paint_lies_where_the_street_puts_it(rig: Rig) -> None:
+    """A white square painted on the map shows up at its projection, in the camera and in the LiDAR's reflectivity."""
+    picture = np.full((1200, 1200, 3), 60, dtype=np.uint8)
+    ego_pose = np.array([100.0, 200.0, 2.0])
+    target_ego = np.array([[12.0, 1.0, 0.0]])
+    cos, sin = np.cos(2.0), np.sin(2.0)
+    target_map = ego_pose[:2] + [12.0 * cos - 1.0 * sin, 12.0 * sin + 1.0 * cos]
+    origin = (40.0, 140.0)
+    column, row = np.round((target_map - origin) / 0.1).astype(int)
+    picture[row - 3 : row + 4, column - 3 : column + 4] = 250
+    ground = Ground(picture, picture[..., 0].astype(np.float32) / np.float32(255), origin, (60, 60, 60))
+    assert ground.reflectivity(target_ego[:, :2], ego_pose)[0] > 0.9
+    assert ground.reflectivity(target_ego[:, :2] + 1.0, ego_pose)[0] < 0.3
+
+    empty = World(layout_of(wall(70.0, 0.0, 0.0)), 42.0).snapshot(0)
+    camera = rig.cameras[0]
+    painter = CameraPainter(ground, make_weather(make_rng()), camera.size_hw_px, make_rng())
+    image = painter.picture(empty, camera, ego_pose, make_rng()).astype(int).sum(axis=2)
+    pixels, inside = pixels_of(target_ego, camera)
+    assert inside[0]
+    horizon = camera.size_hw_px[0] * 6 // 10  # and the haze below it
+    rows, columns = np.nonzero(image[horizon:] > 2 * np.median(image[horizon:]))
+    assert 100 < len(rows) < 800  # 0.7 m at 10 m
+    assert np.abs([columns.mean() - pixels[0, 0], rows.mean() + horizon - pixels[0, 1]]).max() < 2
+
+
+def test_returns_thin_out_with_range_and_stop_at_the_limit(rig: Rig) -> None:
+    _, scan = sense(rig, wall(16.0, 0.0, np.pi / 2), wall(-44.0, 0.0, np.pi / 2), wall(0.0, 50.0, 0.0))
+    share = scan.seen / np.maximum(scan.possible, 1)
+    assert share[0] > 0.9
+    assert 0.6 < share[1] < share[0]
+    assert scan.seen[2] == 0
+
+
+def test_layout_keeps_objects_around_the_whole_ego_path() -> None:
+    layout = make_layout(QUICK, make_rng())
+    world = World(layout, QUICK.object_range_m)
+    counts = [int(world.snapshot(index).annotated.sum()) for index in range(0, QUICK.keyframes, 3)]
+    assert min(counts) > 30
+    travelled = np.hypot(*(layout.ego[-1, :2] - layout.ego[0, :2]))
+    assert travelled > 20

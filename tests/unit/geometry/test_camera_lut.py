@@ -1,0 +1,166 @@
+"""Camera tables against voxels projected by hand and against a brute-force loop, on a non-square grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bevkd_deploy.contracts.errors import DataError
+from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.geometry.calibration import Calibration
+from bevkd_deploy.geometry.camera_lut import build_luts, fit_image
+from bevkd_deploy.geometry.frames import yaw_pose
+
+# 10 m along x and 6 m along y in cells of 1 m: 6 rows, 10 columns. Features: 4 rows, 8 columns per camera.
+SPEC = GraphSpec(
+    cameras=("CAM_FRONT", "CAM_FRONT_LEFT"),
+    image_height_px=32,
+    image_width_px=64,
+    feature_stride=8,
+    depth_min_m=1.0,
+    depth_max_m=9.0,
+    depth_bins=4,
+    range_m=(0.0, -3.0, -2.0, 10.0, 3.0, 2.0),
+    pillar_size_m=0.5,
+    bev_stride=2,
+    heights_m=(-0.5, 0.3),
+    max_pillars=8,
+    max_points=4,
+    top_k=5,
+)
+
+#: Axes of a camera that looks along the lidar's +x: right is -y, down is -z.
+LOOKING_AHEAD = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+
+
+def make_calibration() -> Calibration:
+    """Two cameras that overlap: one ahead, one turned 35 degrees to the left; raw images of 100 x 128 (h, w)."""
+    left = LOOKING_AHEAD @ yaw_pose(np.deg2rad(-35), [0.0, 0.0, 0.0])
+    cam2img = np.array([[70.0, 0, 64], [0, 70, 60], [0, 0, 1]])
+    return Calibration(SPEC.cameras, np.stack([cam2img, cam2img]), np.stack([LOOKING_AHEAD, left]), ((100, 128),) * 2)
+
+
+def brute_force(spec: GraphSpec, calibration: Calibration, bev_aug: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each voxel by itself: undo the augmentation, try every camera, keep the one nearest to its middle column."""
+    rows, columns = spec.bev_shape_yx
+    cell_m = spec.pillar_size_m * spec.bev_stride
+    height, width = spec.feature_shape_hw
+    bin_m = (spec.depth_max_m - spec.depth_min_m) / spec.depth_bins
+    pixel = np.full((len(spec.heights_m), rows * columns), spec.pixel_dump_index)
+    depth = np.full((len(spec.heights_m), rows * columns), spec.depth_dump_index)
+    for z, row, column in np.ndindex(len(spec.heights_m), rows, columns):
+        x_m = spec.range_m[0] + (column + 0.5) * cell_m
+        y_m = spec.range_m[1] + (row + 0.5) * cell_m
+        voxel = np.linalg.inv(bev_aug) @ [x_m, y_m, spec.heights_m[z], 1.0]
+        best = np.inf
+        for camera in range(len(spec.cameras)):
+            x_cam, y_cam, z_cam, _ = calibration.lidar2cam[camera] @ voxel
+            if z_cam <= 0.1:
+                continue
+            u_raw, v_raw, _ = calibration.cam2img[camera] @ [x_cam / z_cam, y_cam / z_cam, 1.0]
+            raw_height, raw_width = calibration.image_sizes_px[camera]
+            scale = spec.image_width_px / raw_width
+            u = u_raw * scale
+            v = v_raw * scale - (raw_height * scale - spec.image_height_px)  # rows are cut from the top
+            u_cell, v_cell, bin_ = (
+                int(np.floor(value)) for value in (u / 8, v / 8, (z_cam - spec.depth_min_m) / bin_m)
+            )
+            offset = abs(u - spec.image_width_px / 2)
+            visible = 0 <= u_cell < width and 0 <= v_cell < height and 0 <= bin_ < spec.depth_bins
+            if visible and offset < best:
+                best = offset
+                flat = (camera * height + v_cell) * width + u_cell
+                pixel[z, row * columns + column] = flat
+                depth[z, row * columns + column] = flat * spec.depth_bins + bin_
+    return pixel, depth
+
+
+def test_one_voxel_by_hand() -> None:
+    lut_pixel, lut_depth = build_luts(SPEC, make_calibration())
+    # Row 3, column 6, height -0.5: the centre is (6.5, 0.5, -0.5), 6.5 m ahead of CAM_FRONT.
+    # Raw pixel: u = 64 - 70 * 0.5 / 6.5 = 58.615, v = 60 + 70 * 0.5 / 6.5 = 65.385.
+    # Half size: u = 29.308, v = 32.692 - 18 = 14.692 (50 rows, 32 kept). Feature cell: column 3, row 1.
+    # CAM_FRONT_LEFT sees it 30.6 degrees right of its axis: 5.6 m deep, u = 32 + 35 * tan(30.6 deg) = 52.7, farther
+    # from its middle column, so CAM_FRONT wins. Depth bin: (6.5 - 1) / 2 = 2.75, bin 2.
+    flat = (0 * 4 + 1) * 8 + 3
+    assert lut_pixel[0, 3 * 10 + 6] == flat
+    assert lut_depth[0, 3 * 10 + 6] == flat * 4 + 2
+
+
+@pytest.mark.parametrize(
+    "bev_aug",
+    [
+        np.eye(4),
+        yaw_pose(0.4, [0.7, -0.3, 0.0]) @ np.diag([1.05, -1.05, 1.05, 1.0]),
+        np.diag([-1.0, 1.0, 1.0, 1.0]),
+    ],
+    ids=["plain", "rotated, mirrored, scaled", "mirrored in x"],
+)
+def test_equals_brute_force(bev_aug: np.ndarray) -> None:
+    calibration = make_calibration()
+    expected_pixel, expected_depth = brute_force(SPEC, calibration, bev_aug)
+    lut_pixel, lut_depth = build_luts(SPEC, calibration, bev_aug)
+    np.testing.assert_array_equal(lut_pixel, expected_pixel)
+    np.testing.assert_array_equal(lut_depth, expected_depth)
+    if np.array_equal(bev_aug, np.eye(4)):
+        cameras = set(np.unique(lut_pixel[lut_pixel < SPEC.pixel_dump_index] // 32))
+        assert cameras == {0, 1}, "the case must use both cameras, or it tests nothing about the overlap"
+
+
+def test_an_augmented_cell_reads_what_its_voxel_reads_unaugmented() -> None:
+    # A quarter turn moves whole cells to whole cells of a square grid: the table is turned with them.
+    square = SPEC.model_copy(update={"range_m": (-5.0, -5.0, -2.0, 5.0, 5.0, 2.0)})
+    calibration = make_calibration()
+    plain, _ = build_luts(square, calibration)
+    turned, _ = build_luts(square, calibration, yaw_pose(np.pi / 2, [0.0, 0.0, 0.0]))
+    grid = plain.reshape(2, 10, 10)
+    # x' = -y and y' = x: cell (row y, column x) goes to (row x, column 9 - y).
+    np.testing.assert_array_equal(turned.reshape(2, 10, 10), grid[:, ::-1].transpose(0, 2, 1))
+    assert not np.array_equal(turned, plain)
+
+
+def test_what_no_camera_sees_points_to_the_dump_rows_alone() -> None:
+    behind = SPEC.model_copy(update={"range_m": (-20.0, -3.0, -2.0, -10.0, 3.0, 2.0)})
+    lut_pixel, lut_depth = build_luts(behind, make_calibration())
+    assert set(lut_pixel.ravel()) == {2 * 4 * 8}
+    assert set(lut_depth.ravel()) == {2 * 4 * 8 * 4}
+
+
+def test_tables_are_the_graphs_inputs() -> None:
+    expected = {spec.name: (spec.dtype, spec.shape) for spec in SPEC.inputs()}
+    for name, table in zip(("lut_pixel", "lut_depth"), build_luts(SPEC, make_calibration()), strict=True):
+        assert (table.dtype.name, table.shape) == expected[name]
+
+
+def test_a_stride_that_does_not_divide_the_image_stays_inside_the_features() -> None:
+    odd = SPEC.model_copy(update={"image_width_px": 62, "image_height_px": 31})  # 7.75 and 3.9 cells
+    lut_pixel, _ = build_luts(odd, make_calibration())
+    seen = lut_pixel[lut_pixel < odd.pixel_dump_index]
+    assert odd.feature_shape_hw == (3, 7)
+    assert seen.size
+    assert seen.max() < 2 * 3 * 7
+
+
+def test_other_cameras_are_refused() -> None:
+    with pytest.raises(DataError, match="the graph takes .*CAM_FRONT_LEFT.*, the calibration has"):
+        build_luts(SPEC, make_calibration().select(("CAM_FRONT",)))
+
+
+def test_fit_of_a_nuscenes_image() -> None:
+    spec = SPEC.model_copy(update={"image_height_px": 256, "image_width_px": 704})
+    fit = fit_image((900, 1600), spec)
+    assert (fit.scaled_hw_px, fit.top_px, fit.left_px) == ((396, 704), 140, 0)
+    # The raw bottom right corner is the network's; the raw middle is 58 rows below the top edge.
+    np.testing.assert_allclose(fit.matrix((900, 1600)) @ [1600, 900, 1, 1], [704, 256, 1, 1])
+    np.testing.assert_allclose(fit.matrix((900, 1600)) @ [800, 450, 1, 1], [352, 58, 1, 1])
+
+
+def test_fit_at_depth_scales_with_the_homogeneous_pixel() -> None:
+    fit = fit_image((100, 128), SPEC)
+    pixel_at_5_m = fit.matrix((100, 128)) @ np.array([64.0 * 5, 100.0 * 5, 5.0, 1.0])
+    np.testing.assert_allclose(pixel_at_5_m[:2] / pixel_at_5_m[2], [32, 32])
+
+
+def test_an_image_too_flat_for_the_network_is_refused() -> None:
+    with pytest.raises(DataError, match="scaled to width 64 has 20 rows, the network needs 32"):
+        fit_image((40, 128), SPEC)
