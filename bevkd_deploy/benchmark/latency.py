@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,11 +157,11 @@ def load_samples(path: Path | str) -> dict[str, LatencySamples]:
         ArtifactError: the file is missing or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         names = dict.fromkeys(key.rsplit("/", 1)[0] for key in arrays)
         return {name: LatencySamples(arrays[f"{name}/total"], _stages_of(name, arrays)) for name in names}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError) as error:
         raise ArtifactError(f"{path} holds no latency samples: {error}") from error
 
 

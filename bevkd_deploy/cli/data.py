@@ -66,5 +66,5 @@ def check(
     for finding in findings:
         typer.echo(finding)
     if findings:
-        raise DataError(f"{root}: {len(findings)} findings")
+        raise DataError(f"{root}: {len(findings)} {'finding' if len(findings) == 1 else 'findings'}")
     output_of(context).talk.print(f"{root}: complete. Next: bevkd recipes", markup=False)

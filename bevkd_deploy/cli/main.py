@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -22,7 +22,7 @@ from bevkd_deploy.cli.recipes import recipes_app
 from bevkd_deploy.cli.run import run
 from bevkd_deploy.cli.show import show
 from bevkd_deploy.cli.train import train
-from bevkd_deploy.contracts.errors import BevkdError
+from bevkd_deploy.contracts.errors import BevkdError, CannotRunHere
 
 app = typer.Typer(
     name="bevkd",
@@ -60,7 +60,9 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
-    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="More talk; -vv for debugging.")] = 0,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Show what the libraries log; -vv: all of it.")
+    ] = 0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors and results only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -85,21 +87,27 @@ def main() -> None:
         if stop.code == _INTERRUPTED:  # Typer turns Ctrl-C into a silent exit
             typer.echo("interrupted", err=True)
         raise
-    except BevkdError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
+    except Exception as error:
+        message, exit_code = _explain(error)
+        if not message or "--debug" in sys.argv:
+            traceback.print_exc()
+        if message:
+            typer.echo(f"error: {message}", err=True)
+        # Python's own exit code for an exception is 1, which here means that a gate failed.
+        raise SystemExit(exit_code) from error
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line for the user and an exit code; no line for an error that only a traceback explains."""
+    if isinstance(error, BevkdError):
+        return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError):
         extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
-        if extra is None or "--debug" in sys.argv:
-            raise
-        typer.echo(f"error: {error.name} is not installed; run: pip install 'bevkd-deploy[{extra}]'", err=True)
-        sys.exit(4)
-    except BrokenPipeError:
-        # The reader of our stdout (head, less) is gone; say nothing, also not when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        if extra:
+            return f"{error.name} is not installed; run: pip install 'bevkd-deploy[{extra}]'", CannotRunHere.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}", BevkdError.exit_code
+    return "", BevkdError.exit_code
 
 
 #: Import name to the extra that brings it.

@@ -15,13 +15,11 @@ def run(
     run_dir: RunDirOption = None,
     resume: ResumeOption = False,
 ) -> None:
-    """Run every stage of a recipe: data, teacher, distillation, export, benchmark. Finished stages are reused.
+    """Run every stage of a recipe: data, teacher, distillation, export, benchmark. --resume reuses finished stages.
 
     Example: bevkd run recipes/quickstart.yaml
     """
     from bevkd_deploy.pipelines import run as stage
 
     output = output_of(context)
-    stage.run(
-        recipe, overrides or [], run_dir=run_dir, resume=resume, console=output.talk, results=output.results
-    )
+    stage.run(recipe, overrides or [], run_dir=run_dir, resume=resume, console=output.talk, results=output.results)

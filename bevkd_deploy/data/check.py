@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.data.mmdet3d_infos import read_infos
+from bevkd_deploy.data.mmdet3d_infos import broken_sensor_files, read_info_file
 from bevkd_deploy.data.nuscenes_tables import NuScenesTables
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.sensor_files import load_image, load_points
@@ -22,21 +22,25 @@ def check_dataset(root: Path, infos: Path | None) -> list[str]:
     Returns:
         One line per finding; empty for a sound dataset.
     """
-    findings: list[str] = []
     try:
-        samples = _samples(root, infos)
+        if infos is not None:
+            return _check_infos(root, infos)
+        samples = _samples(root)
     except DataError as error:
         return [str(error)]
     if not samples:
-        findings.append(f"{root} holds no samples")
-    for sample in samples:
-        findings += _check_sample(sample)
+        return [f"{root} holds no samples"]
+    return [finding for sample in samples for finding in _check_sample(sample)]
+
+
+def _check_infos(root: Path, infos: Path) -> list[str]:
+    findings = broken_sensor_files(infos, root, CAMERA_NAMES)
+    if not findings:  # samples read sizes from the images, so they can be made of sound ones only
+        read_info_file(infos, root, CAMERA_NAMES)
     return findings
 
 
-def _samples(root: Path, infos: Path | None) -> list[Sample]:
-    if infos is not None:
-        return read_infos(root, str(infos.resolve().relative_to(root.resolve())), CAMERA_NAMES)
+def _samples(root: Path) -> list[Sample]:
     versions = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir())
     if not versions:
         raise DataError(

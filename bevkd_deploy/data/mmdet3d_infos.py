@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from bevkd_deploy.contracts.classes import CLASS_NAMES, attribute_for
+from bevkd_deploy.contracts.classes import CLASS_NAMES, LIDAR_NAME, attribute_for
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.data.safe_pickle import load_pickle
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.sensor_files import load_image
+from bevkd_deploy.data.sensor_files import load_image, load_points
 from bevkd_deploy.geometry.calibration import Calibration
 
 
@@ -26,18 +26,46 @@ def read_infos(root: Path, infos: str, cameras: tuple[str, ...]) -> list[Sample]
     Raises:
         DataError: root or file is missing, or the content is not an info file of version 1.1.
     """
-    path = _find_infos(root, infos)
+    return read_info_file(_find_infos(root, infos), root, cameras)
+
+
+def read_info_file(path: Path, root: Path, cameras: tuple[str, ...]) -> list[Sample]:
+    """As `read_infos`, of the info file at `path`, which may lie anywhere."""
+    content = _load(path)
+    categories = content["metainfo"]["categories"]
+    labels = {index: CLASS_NAMES.index(name) for name, index in categories.items() if name in CLASS_NAMES}
+    sizes: dict[str, tuple[int, int]] = {}
+    return [_sample(root, info, cameras, labels, sizes) for info in content["data_list"]]
+
+
+def broken_sensor_files(path: Path, root: Path, cameras: tuple[str, ...]) -> list[str]:
+    """Read every sensor file that an info file names; one line per missing, damaged or odd-sized one."""
+    findings: list[str] = []
+    sizes: dict[str, tuple[int, int]] = {}
+    for info in _load(path)["data_list"]:
+        names = {name: image["img_path"] for name, image in info["images"].items() if name in cameras}
+        try:
+            load_points(_locate(root, info["lidar_points"]["lidar_path"], LIDAR_NAME))
+        except DataError as error:
+            findings.append(f"sample {info['token']}: {error}")
+        for name, file in names.items():
+            try:
+                height, width = load_image(_locate(root, file, name), sizes.get(name)).shape[:2]
+                sizes.setdefault(name, (height, width))
+            except DataError as error:
+                findings.append(f"sample {info['token']}: {name}: {error}")
+    return findings
+
+
+def _load(path: Path) -> dict[str, Any]:
     content = load_pickle(path)
     version = content.get("metainfo", {}).get("info_version") if isinstance(content, dict) else None
     if version != "1.1" or not content.get("data_list"):
         raise DataError(
             f"{path} is no mmdet3d info file: expected a dict with metainfo.info_version '1.1' and a data_list, "
-            f"got version {version!r}. Convert older files with mmdet3d's tools/dataset_converters/update_infos_to_v2.py"
+            f"got version {version!r}. Convert older files with mmdet3d's update_infos_to_v2.py"
         )
-    categories = content["metainfo"]["categories"]
-    labels = {index: CLASS_NAMES.index(name) for name, index in categories.items() if name in CLASS_NAMES}
-    sizes: dict[str, tuple[int, int]] = {}
-    return [_sample(root, info, cameras, labels, sizes) for info in content["data_list"]]
+    return content
 
 
 def _find_infos(root: Path, infos: str) -> Path:
@@ -80,7 +108,7 @@ def _sample(
         scene=Path(lidar["lidar_path"]).name.split("__")[0],
         timestamp_s=float(info["timestamp"]),
         image_paths=paths,
-        points_path=_locate(root, lidar["lidar_path"], "LIDAR_TOP"),
+        points_path=_locate(root, lidar["lidar_path"], LIDAR_NAME),
         calibration=Calibration(
             cameras,
             np.stack([np.asarray(image["cam2img"], dtype=np.float64)[:3, :3] for image in images.values()]),

@@ -34,8 +34,8 @@ class NuScenesTables:
         self.root = root
         folder = root / version
         if not folder.is_dir():
-            found = sorted(p.name for p in root.glob("v1.0-*")) if root.is_dir() else None
-            reason = f"the folder holds {found or 'no v1.0-* tables'}" if found is not None else "there is no such folder"
+            found = sorted(p.name for p in root.glob("v1.0-*"))
+            reason = f"the folder holds {found or 'no v1.0-* tables'}" if root.is_dir() else "there is no such folder"
             raise DataError(f"{root} is not a nuScenes root with version {version}: {reason}. Check data.root")
         self.tables: dict[str, dict[str, Row]] = {name: _read_table(folder / f"{name}.json") for name in _TABLES}
         self._annotations: dict[str, list[Row]] = {}
@@ -54,10 +54,9 @@ class NuScenesTables:
 
     def samples(self, scenes: set[str], cameras: tuple[str, ...]) -> list[Sample]:
         """Samples of some scenes, by scene name and time."""
-        names = {row["token"]: row["name"] for row in self.tables["scene"].values()}
-        rows = [row for row in self.tables["sample"].values() if names[row["scene_token"]] in scenes]
-        rows.sort(key=lambda row: (names[row["scene_token"]], row["timestamp"]))
-        return [self._sample(row, names[row["scene_token"]], cameras) for row in rows]
+        named = [(self._row("scene", row["scene_token"])["name"], row) for row in self.tables["sample"].values()]
+        chosen = sorted((pair for pair in named if pair[0] in scenes), key=lambda pair: (pair[0], pair[1]["timestamp"]))
+        return [self._sample(row, scene, cameras) for scene, row in chosen]
 
     def _row(self, table: str, token: str) -> Row:
         try:

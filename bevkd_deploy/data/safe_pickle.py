@@ -12,10 +12,9 @@ from bevkd_deploy.contracts.errors import DataError
 _ALLOWED = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "scalar"),
     ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.numeric", "_frombuffer"),
     ("_codecs", "encode"),
     ("builtins", "dict"),
     ("builtins", "list"),
@@ -27,10 +26,11 @@ _ALLOWED = {
 
 class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        # Protocol 2 writes Python 2's name of builtins, NumPy 1 writes numpy.core where NumPy 2 has numpy._core.
+        module = "builtins" if module == "__builtin__" else module.replace("numpy.core.", "numpy._core.")
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
-        # numpy.core became numpy._core in NumPy 2; the old path still resolves there, with a warning.
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return super().find_class(module, name)
 
 
 def load_pickle(path: Path) -> Any:
@@ -43,7 +43,7 @@ def load_pickle(path: Path) -> Any:
         return _RestrictedUnpickler(io.BytesIO(path.read_bytes())).load()
     except OSError as error:
         raise DataError(f"info file {path} cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, ImportError) as error:
+    except Exception as error:  # damage makes an unpickler raise nearly anything: TypeError, OverflowError, ...
         raise DataError(
             f"info file {path} is refused: {error}. Only plain values and NumPy arrays are read from a .pkl"
         ) from error

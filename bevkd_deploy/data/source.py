@@ -11,17 +11,9 @@ from bevkd_deploy.contracts.recipe import DataConfig
 from bevkd_deploy.data.mmdet3d_infos import read_infos
 from bevkd_deploy.data.nuscenes_tables import NuScenesTables
 from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.data.splits import official_scenes, official_splits
 
 Split = Literal["train", "val"]
-
-#: Official splits of v1.0-mini (nuscenes-devkit, utils/splits.py); those of v1.0-trainval come from the devkit.
-_MINI = {
-    "mini_train": (
-        "scene-0061", "scene-0553", "scene-0655", "scene-0757", "scene-0796", "scene-1077", "scene-1094", "scene-1100",
-    ),
-    "mini_val": ("scene-0103", "scene-0916"),
-}  # fmt: skip
-
 
 def open_split(data: DataConfig, root: Path, split: Split) -> list[Sample]:
     """Samples of a split, in a fixed order.
@@ -55,16 +47,9 @@ def _split_scenes(root: Path, name: str) -> set[str]:
         if name not in splits:
             raise DataError(f"{own} has no split {name!r}; it has {sorted(splits)}")
         return set(splits[name])
-    if name in _MINI:
-        return set(_MINI[name])
-    try:
-        from nuscenes.utils.splits import create_splits_scenes
-    except ImportError as error:
+    if name not in official_splits():
         raise DataError(
-            f"the scenes of split {name!r} are not known here: install nuscenes-devkit (pip install --no-deps "
-            f"nuscenes-devkit==1.2.0) or write {own} as {{split: [scene names]}}"
-        ) from error
-    splits = create_splits_scenes()
-    if name not in splits:
-        raise DataError(f"nuScenes has no split {name!r}; it has {sorted(splits)}")
-    return set(splits[name])
+            f"nuScenes has no split {name!r}; it has {list(official_splits())}. For splits of your own write {own} as "
+            "{split: [scene names]}"
+        )
+    return set(official_scenes(name))

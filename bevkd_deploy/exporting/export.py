@@ -17,6 +17,7 @@ from bevkd_deploy.benchmark.parity import FP32_TOLERANCE, compare_outputs, worst
 from bevkd_deploy.contracts.errors import ExportError, UsageError
 from bevkd_deploy.contracts.files import sha256_file
 from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.requests import PRECISIONS
 from bevkd_deploy.contracts.sidecar import (
     UNTRAINED,
     Island,
@@ -74,9 +75,9 @@ class ExportOptions:
     keep_fp32: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        unknown = sorted({*self.precisions, *self.plans} - {"fp32", "fp16"})
+        unknown = sorted({*self.precisions, *self.plans} - set(PRECISIONS))
         if unknown:
-            raise UsageError(f"precision {unknown[0]} cannot be exported; use fp32 or fp16")
+            raise UsageError(f"precision {unknown[0]} cannot be exported; use {' or '.join(PRECISIONS)}")
         if self.plans and self.target is None:
             raise UsageError("a plan is built for a device: give a target")
 

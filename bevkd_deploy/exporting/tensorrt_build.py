@@ -21,7 +21,9 @@ from bevkd_deploy.runtime.cuda_driver import CudaDriver
 #: (phase, steps done, steps in all)
 Progress = Callable[[str, int, int], None]
 
-#: A plan records the name of its network. Unnamed networks get a running number, and equal builds differ.
+#: A plan records the name of its network; unnamed networks get a running number, so that equal builds differ. Named
+#: ones are equal from a fresh process. Later builds of one process may still order their tables differently (the
+#: library sorts some by address): the ONNX hash says what is in a plan, the plan hash which file it is.
 NETWORK_NAME = "bevkd_student"
 
 
@@ -119,14 +121,13 @@ def _build(
     network.name = NETWORK_NAME
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx_path.read_bytes()):
-        errors = [parser.get_error(number).desc() for number in range(parser.num_errors)]
-        raise ExportError(f"{library.flavour} {library.version} cannot parse {onnx_path.name}: {'; '.join(errors)}")
+        raise ExportError(_failure("parse", library, onnx_path, target, _parser_messages(parser) + messages))
     config = _configure(library, builder, members, progress)
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
     if plan is None:
-        raise ExportError(_build_failure(library, onnx_path, target, messages))
+        raise ExportError(_failure("build", library, onnx_path, target, messages))
     return bytes(plan), seconds, [text for severity, text in messages if severity == "WARNING"]
 
 
@@ -143,14 +144,21 @@ def _configure(library: TensorRTModule, builder: Any, members: list[Any], progre
     return config
 
 
-def _build_failure(library: TensorRTModule, onnx_path: Path, target: Target, messages: list[tuple[str, str]]) -> str:
+def _parser_messages(parser: Any) -> list[tuple[str, str]]:
+    errors = [parser.get_error(number) for number in range(parser.num_errors)]
+    return [("ERROR", f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}") for error in errors]
+
+
+def _failure(
+    verb: str, library: TensorRTModule, onnx_path: Path, target: Target, messages: list[tuple[str, str]]
+) -> str:
     errors = [text for severity, text in messages if "ERROR" in severity]
     hint = ""
     if any("FP32 GEMM" in text for text in errors):
         hint = f" SM {target.sm} has no FP32 matrix multiplication in this library: build fp16 (--trt fp16)."
     said = "; ".join(dict.fromkeys(errors)) or "no reason given"
     name = f"{library.flavour} {library.version}"
-    return f"{name} cannot build {onnx_path.name} for SM {target.sm}.{hint} It says: {said}"
+    return f"{name} cannot {verb} {onnx_path.name} for SM {target.sm}.{hint} It says: {said}"
 
 
 def _make_logger(trt: Any, messages: list[tuple[str, str]]) -> Any:

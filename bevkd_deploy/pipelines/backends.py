@@ -106,7 +106,9 @@ def artefact_contender(path: Path, environment: dict[str, Any], *, must_run: boo
     )
 
 
-def artefact_contenders(run: Run, engine: Path | None, environment: dict[str, Any], console: Console) -> list[Contender]:
+def artefact_contenders(
+    run: Run, engine: Path | None, environment: dict[str, Any], console: Console
+) -> list[Contender]:
     """The measured artefact first, then the run's other ones.
 
     Without a chosen engine, the plan is measured where it runs, else its ONNX twin, and the choice is said.

@@ -60,7 +60,7 @@ def benchmark(request: BenchmarkRequest, console: Console, results: Console) -> 
     plan = run.export_dir / "student.plan"
     if plan.exists():
         console.print(f"plan {run.export_dir / plan.resolve().name}")
-    console.print(f"Next: bevkd compare {folder / 'bench.json'} OTHER/bench.json, or copy {run.export_dir} to the device")
+    console.print(f"Next: bevkd show {run.path}, or copy {run.export_dir} to the device and benchmark there")
     error = gate_error(bench.gates)
     if error:
         raise error

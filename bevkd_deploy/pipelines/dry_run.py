@@ -36,7 +36,8 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "state", "detail"):
         table.add_column(name, overflow="fold")
-    lines = [*_data_lines(loaded), _teacher_line(loaded), *_model_lines(loaded), *_loss_lines(loaded), _export_line(loaded)]
+    lines = [*_data_lines(loaded), _teacher_line(loaded), *_model_lines(loaded), *_loss_lines(loaded)]
+    lines.append(_export_line(loaded))
     for line in lines:
         table.add_row(line.stage, line.state, line.detail)
     console.print(table)
@@ -97,13 +98,15 @@ def _model_lines(loaded: LoadedRecipe) -> list[_Line]:
 def _loss_lines(loaded: LoadedRecipe) -> list[_Line]:
     recipe = loaded.recipe
     lines = []
-    if recipe.distill.losses.heatmap:
-        lines.append(_Line("loss heatmap", f"weight {recipe.distill.losses.heatmap.weight:g}", "bbox_head, by class name"))
+    heatmap = recipe.distill.losses.heatmap
+    if heatmap:
+        lines.append(_Line("loss heatmap", f"weight {heatmap.weight:g}", "heatmaps of bbox_head, by class name"))
     student, teacher = _student(recipe), _teacher(recipe)
     for name, pair in tap_pairs(recipe.distill).items():
         Taps(student, [pair.student], detach=True)  # both raise where a path names no module
         Taps(teacher, [pair.teacher], detach=True)
-        lines.append(_Line(f"loss {name}", f"weight {pair.weight:g}", f"student {pair.student} <- teacher {pair.teacher}"))
+        taps = f"student {pair.student} <- teacher {pair.teacher}"
+        lines.append(_Line(f"loss {name}", f"weight {pair.weight:g}", taps))
     return lines
 
 

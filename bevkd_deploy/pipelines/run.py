@@ -17,7 +17,13 @@ from bevkd_deploy.pipelines.runs import Run, start_or_resume
 
 
 def run(
-    recipe_path: Path, overrides: Sequence[str], *, run_dir: Path | None, resume: bool, console: Console, results: Console
+    recipe_path: Path,
+    overrides: Sequence[str],
+    *,
+    run_dir: Path | None,
+    resume: bool,
+    console: Console,
+    results: Console,
 ) -> Path:
     """Data, teacher, distillation, export and benchmark; returns the run directory.
 

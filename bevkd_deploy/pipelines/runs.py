@@ -42,7 +42,9 @@ class Run:
         content: dict[str, Any] = read_json(self.path / "manifest.json", "run manifest")
         return content
 
-    def record_stage(self, name: str, seconds: float, inputs: dict[str, str], outputs: list[Path], **notes: Any) -> None:
+    def record_stage(
+        self, name: str, seconds: float, inputs: dict[str, str], outputs: list[Path], **notes: Any
+    ) -> None:
         """Add or replace a stage: hashes of what it read and of what it wrote."""
         manifest = self.manifest()
         stage = {

@@ -131,6 +131,7 @@ def _step_reporter(progress: Bar) -> Callable[[int, int, dict[str, float]], None
         nonlocal first
         first = step - 1 if first is None else first
         per_step = (time.monotonic() - start) / (step - first)
-        progress.update(step, f"loss {losses['loss']:.3f}, {per_step:.2f} s/step, {per_step * (total - step):.0f} s left")
+        left = per_step * (total - step)
+        progress.update(step, f"loss {losses['loss']:.3f}, {per_step:.2f} s/step, {left:.0f} s left")
 
     return report

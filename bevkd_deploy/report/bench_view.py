@@ -124,7 +124,16 @@ class Bench(_View):
 
     @property
     def device(self) -> str:
-        """Name of the device the numbers belong to, "unknown device" where the file does not say."""
+        """Every device that a row was measured on, in the order of the rows; else that of the environment."""
+        devices = dict.fromkeys(self.device_of(row) for row in self.backends)
+        return " and ".join(devices) or self._machine
+
+    def device_of(self, row: Backend) -> str:
+        """Device of one row."""
+        return row.device or self._machine
+
+    @property
+    def _machine(self) -> str:
         return str(self.environment.get("device") or "unknown device")
 
     @property
@@ -154,7 +163,7 @@ class Bench(_View):
 
     def same_device(self, first: Backend, second: Backend) -> bool:
         """Whether two rows were measured on one device, so that their times can be divided."""
-        return (first.device or self.device) == (second.device or self.device)
+        return self.device_of(first) == self.device_of(second)
 
 
 def parse_bench(bench: Mapping[str, Any], source: str = "bench.json") -> Bench:

@@ -37,7 +37,7 @@ def compare_benches(
     pairs = [(row, rows_b[row.key]) for row in view_a.backends if row.key in rows_b]
     rows: list[tuple[Cell, ...]] = []
     for row_a, row_b in pairs:
-        same_device = (row_a.device or view_a.device) == (row_b.device or view_b.device)
+        same_device = view_a.device_of(row_a) == view_b.device_of(row_b)
         rows += _backend_rows(row_a, row_b, same_device)
     columns = (
         Column("backend"),

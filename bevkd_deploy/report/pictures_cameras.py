@@ -32,6 +32,9 @@ RIM = (12, 14, 18)
 #: A label is written where the projected box is at least this high.
 LABEL_MIN_HEIGHT_PX = 24
 
+#: Labels keep clear of the camera's name.
+LABEL_TOP_PX = 30
+
 #: Room kept free around a label, width and height.
 LABEL_PX = (110, 13)
 
@@ -149,12 +152,15 @@ def _label(
     color: tuple[int, int, int],
     taken: list[tuple[int, int]],
 ) -> None:
-    """Write over a box that is high enough, unless another label stands there."""
-    left, top = (int(value) for value in pixels.min(axis=0))
+    """Write at the highest corner in the picture of a box that is high enough, unless another label stands there."""
+    limit = (tile.shape[1] - LABEL_PX[0], tile.shape[0])
+    corners = pixels[(pixels >= (0, LABEL_TOP_PX)).all(axis=1) & (pixels < limit).all(axis=1)]
+    if not len(corners):
+        return
+    left, top = (int(value) for value in corners[corners[:, 1].argmin()])
     height = pixels[:, 1].max() - top
-    inside = 0 <= left < tile.shape[1] - LABEL_PX[0] and 30 <= top < tile.shape[0]
     free = all(abs(left - x) >= LABEL_PX[0] or abs(top - y) >= LABEL_PX[1] for x, y in taken)
-    if height >= LABEL_MIN_HEIGHT_PX and inside and free:
+    if height >= LABEL_MIN_HEIGHT_PX and free:
         taken.append((left, top))
         _write_text(tile, words, (left, top - 4), color, 0.38)
 

@@ -94,7 +94,6 @@ def results_table(bench: Bench, *, compact: bool = False) -> Table:
         names: tuple[str, ...] = ("mAP", "NDS", "Δ teacher", "Δ student", *latencies, "MB")
     else:
         columns = [Column("backend"), Column("precision")]
-        columns += [Column("device")] if _has_many_devices(bench) else []
         deltas = ("Δ mAP teacher", "Δ mAP student")
         names = ("mAP", "NDS", *deltas, *latencies, "CV", "samples", "speed-up", "size MB", "memory MB")
     columns += [Column(name, numeric=True) for name in names]
@@ -237,7 +236,6 @@ def _results_row(bench: Bench, row: Backend, compact: bool) -> tuple[Cell, ...]:
     return (
         Cell(row.name),
         Cell(row.precision),
-        *((Cell(row.device or bench.device),) if _has_many_devices(bench) else ()),
         *shared,
         Cell(text.percent(latency.cv if latency else None)),
         Cell(str(latency.n) if latency else text.ABSENT),
@@ -245,10 +243,6 @@ def _results_row(bench: Bench, row: Backend, compact: bool) -> tuple[Cell, ...]:
         size,
         Cell(text.megabytes(row.memory_mb)),
     )
-
-
-def _has_many_devices(bench: Bench) -> bool:
-    return len({backend.device or bench.device for backend in bench.backends}) > 1
 
 
 def speed_up(bench: Bench, row: Backend) -> str:
@@ -284,16 +278,23 @@ def _results_notes(bench: Bench, compact: bool) -> Iterable[str]:
         yield f"{INDICATIVE} indicative only: p99 of {counts} samples (a p99 needs {P99_MIN_SAMPLES})."
     if compact:
         yield "Δ: difference of mAP to the teacher and to the student in PyTorch."
-        if _has_many_devices(bench):
-            yield "; ".join(f"{row.name} {row.precision} on {row.device or bench.device}" for row in bench.backends)
     else:
         yield (
             "Δ mAP: difference to the teacher and to the student in PyTorch. CV: standard deviation / mean of the "
             "latency. Speed-up: median latency of the teacher / that of the row."
         )
+    yield from _device_notes(bench)
     for row in bench.backends:
         if row.reason:
             yield f"{row.name} {row.precision}: {row.reason}"
+
+
+def _device_notes(bench: Bench) -> Iterable[str]:
+    devices = dict.fromkeys(bench.device_of(row) for row in bench.backends)
+    if len(devices) > 1:
+        for device in devices:
+            rows = [f"{row.name} {row.precision}" for row in bench.backends if bench.device_of(row) == device]
+            yield f"On {device}: {_names(rows)}."
 
 
 def _has_ap(row: Backend, class_name: str) -> bool:

@@ -18,7 +18,7 @@ import yaml
 from bevkd_deploy.cli.main import app
 from bevkd_deploy.contracts.errors import BevkdError, GateFailed
 from bevkd_deploy.contracts.recipe import GateConfig
-from bevkd_deploy.contracts.recipe_loader import shipped_recipes
+from bevkd_deploy.contracts.recipe_loader import load_recipe, shipped_recipes
 from bevkd_deploy.contracts.target import list_targets, load_target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,8 @@ def test_commands_parse(page: Path) -> None:
 
 def test_recipe_headers_hold_commands_that_parse() -> None:
     for path in shipped_recipes().values():
-        header = [line.lstrip("# ").split("  #")[0].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+        comments = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+        header = [line.split("  #")[0].strip() for line in comments]
         commands = [line for line in header if line.startswith("bevkd ")]
         assert commands, f"{path.name} does not say how to run it"
         for line in commands:
@@ -128,6 +129,22 @@ def test_recipe_headers_hold_commands_that_parse() -> None:
 def test_the_command_check_sees_mistakes(line: str, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_command(line)
+
+
+def test_the_demo_is_the_quickstart() -> None:
+    """`make demo` runs commands that parse, on the very dataset that the recipe describes."""
+    done = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    commands = [line[line.index("bevkd ") :] for line in done.stdout.splitlines() if "/bevkd " in line]
+    for line in commands:
+        check_command(line)
+    assert [line.split()[1] for line in commands] == ["data", "distill", "export", "benchmark"]
+    recipe = load_recipe("quickstart").recipe
+    world = recipe.data.synthetic
+    assert world is not None
+    assert commands[0] == (
+        f"bevkd data synth {recipe.data.root} --scenes {world.train_scenes} --val-scenes {world.val_scenes} "
+        f"--seed {world.seed} --profile {world.profile} --workers 2"
+    )
 
 
 def test_every_command_is_in_the_index() -> None:

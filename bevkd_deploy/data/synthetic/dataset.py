@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bevkd_deploy.contracts.classes import CAMERA_NAMES, LIDAR_NAME
 from bevkd_deploy.contracts.errors import DataError, UsageError
 from bevkd_deploy.contracts.files import sha256_json, write_json
+from bevkd_deploy.data.splits import official_scenes
 from bevkd_deploy.data.synthetic import tables as nuscenes_tables
 from bevkd_deploy.data.synthetic.camera import CameraPainter, make_weather
 from bevkd_deploy.data.synthetic.ground import paint_ground
@@ -48,11 +49,7 @@ class SceneJob:
     seed: int
     index: int
     split: str
-
-    @property
-    def name(self) -> str:
-        """Scene name."""
-        return f"synth-{self.index:04d}"
+    name: str
 
 
 def write_dataset(
@@ -65,7 +62,11 @@ def write_dataset(
     on_scene: Callable[[int, int], None] | None = None,
     workers: int = 1,
 ) -> Path:
-    """Write a synthetic dataset in the nuScenes layout (version folder v1.0-synth).
+    """Write a synthetic dataset in the nuScenes layout (version folder v1.0-trainval).
+
+    Scenes are named after the official train and val scenes, so that tools which know only the official version and
+    splits (nuscenes-devkit's evaluation, mmdet3d's converters) read the dataset as it is; `dataset.json` tells that it
+    is synthetic.
 
     The result depends on profile, scene counts and seed alone, not on `workers`. Everything is written into a folder
     beside `dest` that is renamed at the end; `dataset.json` is written last.
@@ -87,14 +88,16 @@ def write_dataset(
         DataError: `dest` holds something already.
     """
     chosen = get_profile(profile)
-    for name, value, least in (
-        ("train_scenes", train_scenes, 1),
-        ("val_scenes", val_scenes, 0),
-        ("workers", workers, 1),
-        ("seed", seed, 0),
+    for name, value, least, most in (
+        ("train_scenes", train_scenes, 1, len(official_scenes("train"))),
+        ("val_scenes", val_scenes, 0, len(official_scenes("val"))),
+        ("workers", workers, 1, 256),
+        ("seed", seed, 0, 2**31),
     ):
         if value < least:
             raise UsageError(f"synthetic data: {name} must be at least {least}, got {value}")
+        if value > most:
+            raise UsageError(f"synthetic data: {name} must be at most {most}, got {value}")
     dest = Path(dest)
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise DataError(
@@ -104,8 +107,9 @@ def write_dataset(
     temporary = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", dir=dest.parent))
     try:
         temporary.chmod(0o755)
-        splits = ["train"] * train_scenes + ["val"] * val_scenes
-        jobs = [SceneJob(temporary, chosen, seed, index, split) for index, split in enumerate(splits, start=1)]
+        named = [("train", name) for name in official_scenes("train")[:train_scenes]]
+        named += [("val", name) for name in official_scenes("val")[:val_scenes]]
+        jobs = [SceneJob(temporary, chosen, seed, index, *split) for index, split in enumerate(named, start=1)]
         _write_all(jobs, on_scene, workers)
         if dest.exists():
             dest.rmdir()

@@ -201,10 +201,9 @@ def _construction_vehicle(builder: ShapeBuilder, size: tuple[float, float, float
     color = _pick((_YELLOW, (232, 150, 30)), rng, 8)
     rear, front = -half_l, -half_l + 0.52 * length
     track = (rear + 0.05, front)
-    builder.box(track, (-half_w, -half_w * 0.55), (0.05, 0.85), (48, 46, 44), reflectivity=0.1)
-    builder.decal("left right", (0.06, 0.94), (0.2, 0.8), (74, 70, 64))
-    builder.box(track, (half_w * 0.55, half_w), (0.05, 0.85), (48, 46, 44), reflectivity=0.1)
-    builder.decal("left right", (0.06, 0.94), (0.2, 0.8), (74, 70, 64))
+    for beside in ((-half_w, -half_w * 0.55), (half_w * 0.55, half_w)):
+        builder.box(track, beside, (0.05, 0.85), (48, 46, 44), reflectivity=0.1)
+        builder.decal("left right", (0.06, 0.94), (0.2, 0.8), (74, 70, 64))
     deck = height * rng.uniform(0.5, 0.56)
     builder.box((rear, front), (-half_w * 0.9, half_w * 0.9), (0.86, deck), color, reflectivity=0.45)
     builder.decal("back left right", (0.0, 1.0), (0.0, 0.2), (40, 38, 36))
@@ -292,17 +291,15 @@ def _cycle(
     builder.box((half_l * 0.55, half_l * 0.7), (-stem, stem), (frame_low + 0.02, bar_low), color, reflectivity=0.3)
     builder.box((half_l * 0.55, half_l * 0.7), (-half_w, half_w), (bar_low, top), (40, 40, 44), reflectivity=0.3)
     if rider:
-        seat = top * 0.85 + 0.01
-        chest = height - 0.30
-        builder.box(
-            (-half_l * 0.4, half_l * 0.02),
-            (-0.2, 0.2),
-            (seat, chest),
-            _pick(_CLOTHES, rng),
-            top_inset=(-0.12, 0.12, 0),
-            reflectivity=0.3,
-        )
-        builder.prism((-half_l * 0.05, 0.0), (0.12, 0.11), (chest, height), _pick(_CAR_COLORS, rng), reflectivity=0.3)
+        _rider(builder, half_l, top * 0.85 + 0.01, height, rng)
+
+
+def _rider(builder: ShapeBuilder, half_l: float, seat: float, height: float, rng: np.random.Generator) -> None:
+    chest = height - 0.30
+    torso = (-half_l * 0.4, half_l * 0.02)
+    jacket = _pick(_CLOTHES, rng)
+    builder.box(torso, (-0.2, 0.2), (seat, chest), jacket, top_inset=(-0.12, 0.12, 0), reflectivity=0.3)
+    builder.prism((-half_l * 0.05, 0.0), (0.12, 0.11), (chest, height), _pick(_CAR_COLORS, rng), reflectivity=0.3)
 
 
 def _pedestrian(

@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 Record = dict[str, Any]
 Tables = dict[str, list[Record]]
 
-VERSION = "v1.0-synth"
+VERSION = "v1.0-trainval"
 TABLE_NAMES = (
     "category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose", "log", "scene",
     "sample", "sample_data", "sample_annotation", "map",

@@ -53,7 +53,11 @@ class DenseContrastLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, target_heatmap: Tensor) -> Tensor:
         """Maps [B, Cs, Y, X], [B, Ct, Y, X] and Gaussians [B, K, Y, X] -> scalar, finite for frames without objects."""
-        student, teacher = student.float(), teacher.float()
+        # exp(1 / 0.07) overflows half precision, so the whole term is FP32 under any autocast.
+        with torch.autocast(student.device.type, enabled=False):
+            return self._contrast(student.float(), teacher.float(), target_heatmap)
+
+    def _contrast(self, student: Tensor, teacher: Tensor, target_heatmap: Tensor) -> Tensor:
         frame, cell, cell_class = self._sample_cells(target_heatmap)
         mean = teacher.mean(dim=(0, 2, 3), keepdim=True)
         deviation = teacher.std(dim=(0, 2, 3), keepdim=True, correction=0)
@@ -63,7 +67,8 @@ class DenseContrastLoss(nn.Module):
         keys = teacher.flatten(2).transpose(1, 2)[frame, cell] @ self.teacher_projection
         keys = nn.functional.normalize(keys, dim=1).detach()
 
-        logits = torch.cat([queries @ keys.T, queries @ self.keys.T], dim=1) / self.temperature
+        # A copy of the queue: it changes below, before the backward pass reads what it was here.
+        logits = torch.cat([queries @ keys.T, queries @ self.keys.clone().T], dim=1) / self.temperature
         excluded = torch.cat(
             [
                 self._too_alike(frame, cell, cell_class, target_heatmap.shape[-1]),

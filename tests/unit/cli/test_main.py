@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from bevkd_deploy import __version__
+from bevkd_deploy.cli.main import app
 
 COMMANDS = (
     "doctor", "recipes", "recipes check", "data synth", "data check", "run", "train", "distill", "export", "benchmark",
@@ -46,9 +48,9 @@ def test_help_lists_every_command() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    done = bevkd(*command.split(), "--help")
-    assert done.returncode == 0
-    assert f"Example: bevkd {command}" in done.stdout
+    done = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert done.exit_code == 0
+    assert f"Example: bevkd {command}" in done.output
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -77,9 +79,9 @@ def test_no_command_prints_help() -> None:
 
 
 def test_an_error_is_one_line_without_a_traceback() -> None:
-    done = bevkd("distill", "nothing.yaml")
+    done = bevkd("recipes", "check", "nothing.yaml")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: recipe nothing.yaml not found")
+    assert done.stderr.startswith("error: nothing.yaml: recipe nothing.yaml not found")
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -88,19 +90,37 @@ def test_debug_shows_the_traceback() -> None:
     done = bevkd("--debug", "recipes", "check", "nothing.yaml")
     assert "Traceback" in done.stderr
     assert "UsageError: nothing.yaml: recipe nothing.yaml not found" in done.stderr
+    assert done.returncode == 2
 
 
-def test_an_interrupt_exits_130() -> None:
+def doctor_that(statement: str) -> subprocess.CompletedProcess[str]:
+    """Run `bevkd doctor` with a diagnosis that runs one statement instead."""
     code = (
         "import sys, types\n"
-        "def stop(*args, **kwargs): raise KeyboardInterrupt\n"
-        "sys.modules['bevkd_deploy.pipelines.doctor'] = types.SimpleNamespace(diagnose=stop)\n"
+        f"def diagnose(): {statement}\n"
+        "sys.modules['bevkd_deploy.pipelines.doctor'] = types.SimpleNamespace(diagnose=diagnose)\n"
         "sys.argv = ['bevkd', 'doctor']\n"
         "from bevkd_deploy.cli.main import main\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_an_interrupt_exits_130() -> None:
+    done = doctor_that("raise KeyboardInterrupt")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_file_that_cannot_be_opened_is_one_line() -> None:
+    done = doctor_that("open('nowhere/file.txt')")
+    assert (done.returncode, done.stderr) == (5, "error: nowhere/file.txt: No such file or directory\n")
+
+
+def test_an_unexpected_error_shows_its_traceback_and_is_no_failed_gate() -> None:
+    done = doctor_that("raise ValueError('surprise')")
+    assert done.returncode == 5
+    assert "Traceback" in done.stderr
+    assert done.stderr.rstrip().endswith("ValueError: surprise")
 
 
 def test_a_missing_extra_names_the_install_command() -> None:

@@ -69,6 +69,7 @@ def test_distill(called: Any) -> None:
 def test_run(called: Any) -> None:
     args, kwargs = called("run", "run", "r.yaml", "--resume")
     assert args == (Path("r.yaml"), [])
+    assert not kwargs.pop("results").stderr
     assert without_console(kwargs) == {"run_dir": None, "resume": True}
 
 
@@ -102,15 +103,18 @@ def test_benchmark(called: Any, tmp_path: Path) -> None:
         baseline=baseline,
         require=("a", "b"),
     )
-    assert isinstance(args[1], Console)
+    talk, results = args[1:]
+    assert talk.stderr
+    assert not results.stderr
     assert kwargs == {}
 
 
-def test_compare_prints_the_result(called: Any, tmp_path: Path) -> None:
+def test_compare(called: Any, tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text("{}")
     args, kwargs = called("compare", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
-    assert (args, kwargs) == ((tmp_path / "a.json", tmp_path / "b.json"), {})
+    assert args == (tmp_path / "a.json", tmp_path / "b.json")
+    assert not kwargs["console"].stderr
 
 
 def test_show(called: Any, tmp_path: Path) -> None:
@@ -126,7 +130,7 @@ def test_show(called: Any, tmp_path: Path) -> None:
         ({"trt": "bf16"}, "--trt bf16 is not available in this version; use fp32 or fp16"),
         ({"trt": "fp8"}, "--trt fp8 is not available in this version; use fp32 or fp16"),
         ({"trt": "half"}, "--trt half is not a precision; use fp32 or fp16"),
-        ({"untrained": True, "recipe": Path("r")}, "--untrained needs --recipe RECIPE and --run-dir DIR"),
+        ({"untrained": True, "run_dir": Path("d")}, "--untrained needs --recipe RECIPE"),
         ({"recipe": Path("r")}, "--recipe goes with --untrained"),
         ({"run_dir": Path("r")}, "--run-dir goes with --untrained"),
         ({"untrained": True, "recipe": Path("r"), "run_dir": Path("d"), "run": Path("x")}, "--run and --untrained"),

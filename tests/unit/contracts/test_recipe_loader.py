@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bevkd_deploy.contracts.errors import RecipeError, UsageError
+from bevkd_deploy.contracts.recipe_lines import parse_yaml
 from bevkd_deploy.contracts.recipe_loader import (
     dump_resolved,
     find_recipe,
@@ -61,6 +62,14 @@ def test_values_defaults_and_merges() -> None:
     assert loaded.text == TOY.read_text()
     assert loaded.resolved["schema"] == "bevkd.recipe/1"
     assert loaded.resolved["benchmark"]["frames"] == 50
+
+
+def test_of_several_merged_sections_the_first_wins_and_own_keys_win_over_all() -> None:
+    text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2, w: 2}\nc: {w: 3, <<: [*a, *b]}\n"
+    parsed = parse_yaml(text)
+    assert parsed.problems == []
+    assert parsed.value["c"] == {"x": 1, "y": 1, "z": 2, "w": 3}
+    assert [str(parsed.marks[("c", key)]) for key in "xyzw"] == ["1:8", "1:14", "2:14", "3:5"]
 
 
 def test_every_problem_is_reported_at_once_in_file_order(edited: Edit) -> None:

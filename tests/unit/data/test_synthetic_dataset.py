@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tables_of(root: Path) -> dict[str, list[dict]]:
-    return {name: json.loads((root / "v1.0-synth" / f"{name}.json").read_text()) for name in TABLE_NAMES}
+    return {name: json.loads((root / "v1.0-trainval" / f"{name}.json").read_text()) for name in TABLE_NAMES}
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -151,12 +151,12 @@ def test_num_lidar_pts_is_the_number_of_points_in_the_box(root: Path) -> None:
 
 
 def test_same_seed_same_bytes_whatever_the_workers(tmp_path: Path) -> None:
-    one = write_dataset(tmp_path / "one", profile=SHORT, train_scenes=1, val_scenes=1, seed=3)
-    two = write_dataset(tmp_path / "two", profile=SHORT, train_scenes=1, val_scenes=1, seed=3, workers=2)
-    other = write_dataset(tmp_path / "other", profile=SHORT, train_scenes=1, val_scenes=1, seed=4)
+    one = write_dataset(tmp_path / "one", profile=SHORT, train_scenes=2, val_scenes=1, seed=3)
+    two = write_dataset(tmp_path / "two", profile=SHORT, train_scenes=2, val_scenes=1, seed=3, workers=2)
+    other = write_dataset(tmp_path / "other", profile=SHORT, train_scenes=2, val_scenes=1, seed=4)
     assert digests(one) == digests(two)
     sensors = {digest for name, digest in digests(one).items() if name.startswith("samples")}
-    assert len(sensors) == 2 * 2 * 7  # no two scenes or instants look alike
+    assert len(sensors) == 3 * 2 * 7  # no two scenes or instants look alike
     assert not sensors & set(digests(other).values())
 
 

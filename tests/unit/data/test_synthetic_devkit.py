@@ -23,7 +23,7 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         from nuscenes.utils import data_classes, geometry_utils
     root: Path = tmp_path_factory.mktemp("devkit") / "world"
     write_dataset(root, profile="tiny", train_scenes=1, val_scenes=1, seed=2)
-    nusc = module.NuScenes(version="v1.0-synth", dataroot=str(root), verbose=False)
+    nusc = module.NuScenes(version="v1.0-trainval", dataroot=str(root), verbose=False)
     return SimpleNamespace(nusc=nusc, data_classes=data_classes, geometry=geometry_utils, root=root)
 
 

@@ -31,6 +31,7 @@ def test_official_config_covers_the_ten_classes_and_survives_json() -> None:
         ("min_recall", -0.1, "min_recall"),
         ("min_precision", 1.0, "min_precision"),
         ("min_precision", float("nan"), "min_precision"),
+        ("min_precision", "0.1", "min_precision must be in .*, got '0.1'"),
         ("max_boxes_per_sample", 2.5, "max_boxes_per_sample must be a positive integer"),
         ("max_boxes_per_sample", True, "max_boxes_per_sample"),
         ("mean_ap_weight", -1, "mean_ap_weight"),

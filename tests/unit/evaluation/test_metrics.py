@@ -100,6 +100,8 @@ def test_class_range_filters_only_if_both_sides_say_where_the_ego_vehicle_is(mak
     one = evaluate({"a": without}, {"a": truth}, _one_class())
     assert one["filters"]["class_range"] is False
     assert one["mean_ap"] == pytest.approx(39 / 90 + 1 / 90, abs=1e-12)  # recall stops at one half
+    other = evaluate({"a": [*found, make_record(xy=(30, 0), **far)]}, {"a": without}, _one_class())
+    assert other["filters"]["class_range"] is False
 
 
 def test_ground_truth_without_points_is_dropped(make_record: Any) -> None:
@@ -120,6 +122,10 @@ def test_different_samples_are_named(make_record: Any) -> None:
         DataError, match=r"1 missing from the results \(b\), 6 not in the ground truth \(c, d, .*\.\.\.\)"
     ):
         evaluate({"a": [], **{token: [] for token in "cdefgh"}}, {"a": [make_record()], "b": []})
+    with pytest.raises(DataError, match=r"1 missing from the results \(b\), 0 not in the ground truth;"):
+        evaluate({"a": []}, {"a": [], "b": []})
+    with pytest.raises(DataError, match=r"0 missing from the results, 1 not in the ground truth \(b\)"):
+        evaluate({"a": [], "b": []}, {"a": []})
     with pytest.raises(DataError, match="no samples"):
         evaluate({}, {})
 

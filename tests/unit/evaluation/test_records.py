@@ -98,6 +98,11 @@ def test_an_optional_field_is_carried_by_all_records_or_none(field: dict[str, An
         read_boxes({"a": [make_record(), make_record(**field)]}, Kind.GROUND_TRUTH)
 
 
+def test_no_samples_make_an_empty_table() -> None:
+    table = read_boxes({}, Kind.RESULTS)
+    assert len(table) == 0 and table.tokens == () and table.translation_m.shape == (0, 3)
+
+
 def test_chunks_change_nothing(make_record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     records = {
         token: [make_record(token, (index, 0), num_pts=index) for index in range(count)]

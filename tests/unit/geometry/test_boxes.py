@@ -40,7 +40,7 @@ def test_edges_are_the_twelve_sides() -> None:
     np.testing.assert_allclose(lengths, [1.0] * 4 + [2.0] * 4 + [4.0] * 4)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(boxes, yaws)
 def test_moved_boxes_have_moved_corners(box: np.ndarray, yaw_rad: float) -> None:
     src2dst = yaw_pose(yaw_rad, [3.0, -7.0, 1.5])
@@ -49,7 +49,7 @@ def test_moved_boxes_have_moved_corners(box: np.ndarray, yaw_rad: float) -> None
     np.testing.assert_allclose(moved[0, 7:9], src2dst[:2, :2] @ box[0, 7:9], atol=1e-9)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(boxes, yaws)
 def test_there_and_back(box: np.ndarray, yaw_rad: float) -> None:
     src2dst = yaw_pose(yaw_rad, [3.0, -7.0, 1.5])
@@ -81,7 +81,7 @@ def test_no_boxes_stay_no_boxes() -> None:
 
 
 @pytest.mark.parametrize("mirror", [(1, 1), (-1, 1), (1, -1)])
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(box=boxes, yaw_rad=yaws)
 def test_augmented_boxes_hold_the_augmented_corners(mirror: tuple[int, int], box: np.ndarray, yaw_rad: float) -> None:
     scale = 1.1
@@ -100,7 +100,7 @@ def test_points_in_boxes_by_hand() -> None:
     assert points_in_boxes(points, np.zeros((0, 9))).shape == (5, 0)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(boxes, st.lists(st.floats(-0.6, 0.6), min_size=3, max_size=3))
 def test_points_in_boxes_by_construction(box: np.ndarray, fractions: list[float]) -> None:
     # A point at these fractions of the sides is inside exactly when all are under one half.

@@ -59,9 +59,9 @@ def brute_force(spec: GraphSpec, calibration: Calibration, bev_aug: np.ndarray) 
                 continue
             u_raw, v_raw, _ = calibration.cam2img[camera] @ [x_cam / z_cam, y_cam / z_cam, 1.0]
             raw_height, raw_width = calibration.image_sizes_px[camera]
-            scale = spec.image_width_px / raw_width
-            u = u_raw * scale
-            v = v_raw * scale - (raw_height * scale - spec.image_height_px)  # rows are cut from the top
+            scaled_height = round(raw_height * spec.image_width_px / raw_width)
+            u = u_raw * spec.image_width_px / raw_width
+            v = v_raw * scaled_height / raw_height - (scaled_height - spec.image_height_px)  # the top is cut off
             u_cell, v_cell, bin_ = (
                 int(np.floor(value)) for value in (u / 8, v / 8, (z_cam - spec.depth_min_m) / bin_m)
             )
@@ -132,13 +132,20 @@ def test_tables_are_the_graphs_inputs() -> None:
         assert (table.dtype.name, table.shape) == expected[name]
 
 
-def test_a_stride_that_does_not_divide_the_image_stays_inside_the_features() -> None:
-    odd = SPEC.model_copy(update={"image_width_px": 62, "image_height_px": 31})  # 7.75 and 3.9 cells
-    lut_pixel, _ = build_luts(odd, make_calibration())
-    seen = lut_pixel[lut_pixel < odd.pixel_dump_index]
-    assert odd.feature_shape_hw == (3, 7)
-    assert seen.size
-    assert seen.max() < 2 * 3 * 7
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_width_px": 62, "image_height_px": 31},
+        {"depth_min_m": 0.0, "range_m": (-0.5, -3.0, -2.0, 9.5, 3.0, 2.0)},
+    ],
+    ids=["a stride that does not divide the image", "voxels in the camera's plane"],
+)
+def test_awkward_geometry_equals_brute_force(changes: dict[str, object]) -> None:
+    spec = SPEC.model_copy(update=changes)
+    lut_pixel, lut_depth = build_luts(spec, make_calibration())
+    expected_pixel, expected_depth = brute_force(spec, make_calibration(), np.eye(4))
+    np.testing.assert_array_equal(lut_pixel, expected_pixel)
+    np.testing.assert_array_equal(lut_depth, expected_depth)
 
 
 def test_other_cameras_are_refused() -> None:

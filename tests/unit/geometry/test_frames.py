@@ -21,14 +21,14 @@ scipy_transform = pytest.importorskip("scipy.spatial.transform")
 quaternions = st.lists(st.floats(-1, 1), min_size=4, max_size=4).map(np.array).filter(lambda q: np.linalg.norm(q) > 0.1)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(quaternions)
 def test_matrix_is_scipys(wxyz: np.ndarray) -> None:
     expected = scipy_transform.Rotation.from_quat(wxyz[[1, 2, 3, 0]]).as_matrix()  # SciPy writes x, y, z, w
     np.testing.assert_allclose(quaternion_to_matrix(wxyz), expected, atol=1e-12)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(quaternions)
 def test_quaternion_of_a_matrix_is_scipys(wxyz: np.ndarray) -> None:
     matrix = scipy_transform.Rotation.from_quat(wxyz[[1, 2, 3, 0]]).as_matrix()

@@ -50,7 +50,7 @@ def test_outside_and_nan_are_outside_with_index_zero() -> None:
     assert index.tolist() == [0, 0, 0]
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.floats(-2, 7.99), st.floats(-3, 2.99))
 def test_located_cell_holds_the_position(x: float, y: float) -> None:
     index, inside = GRID.locate(np.array([[x, y]]))
@@ -61,9 +61,9 @@ def test_located_cell_holds_the_position(x: float, y: float) -> None:
 
 def test_flat_index_is_exact_beyond_what_float32_counts() -> None:
     big = BevGrid((0.0, 5000.0), (0.0, 5000.0), 1.0)  # 25 million cells; float32 counts to 16.8 million
-    index, inside = big.locate(np.array([[4998.5, 4999.5]], dtype=np.float32))
+    index, inside = big.locate(np.array([[4997.5, 4999.5]], dtype=np.float32))
     assert inside[0]
-    assert index[0] == 4999 * 5000 + 4998
+    assert index[0] == 4999 * 5000 + 4997  # odd: float32 knows only even numbers here
 
 
 def test_grids_of_a_graph() -> None:

@@ -54,6 +54,8 @@ def test_device_of_a_row_counts_before_that_of_the_file(bench: dict[str, Any]) -
     teacher, student, engine = view.backends
     assert view.same_device(student, engine)
     assert not view.same_device(teacher, engine)
+    assert view.device == "a CPU and Orin"
+    assert parse_bench({**bench, "backends": []}).device == "Orin"
 
 
 def test_changed_code_is_said(bench: dict[str, Any]) -> None:

@@ -21,11 +21,13 @@ def test_changes_by_hand(bench: dict[str, Any]) -> None:
     engine = other["backends"][2]
     engine["latency_ms"].update(p50=15.0, p90=14.0)
     engine["size_mb"] = 6.535
+    engine["accuracy"]["NDS"] = 0.6231
     rows = rows_of(compare_benches(bench, other), "tensorrt fp16")
     assert rows["p50 ms"] == ["12.50", "15.00", "+20.0 %", "slower"]
     # 13.75 -> 14.00 is +1.8 %, too small to be called slower.
     assert rows["p90 ms"] == ["13.75", "14.00", "+1.8 %", ""]
     assert rows["size MB"] == ["13.1", "6.54", "-50.0 %", ""]
+    assert rows["NDS"] == ["0.6331", "0.6231", "-0.0100", ""]
     assert rows["mAP"] == ["0.5831", "0.5831", "+0.0000", ""]
 
 

@@ -53,3 +53,4 @@ def test_comparison_of_nothing_in_common(bench: dict[str, Any]) -> None:
     screen, out = console(100)
     print_comparison(bench, other, screen)
     assert "no backend in common" in out.getvalue()
+    assert "metric" not in out.getvalue()

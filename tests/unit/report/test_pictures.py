@@ -121,7 +121,10 @@ def test_cameras_show_the_actor_asked_for(make_frame, tmp_path: Path) -> None:
 
 
 def test_a_box_behind_the_camera_leaves_no_trace(make_frame, tmp_path: Path) -> None:
-    behind = make_frame(truth=[box(0, -10, 0, 2, 2, 2, 0.0)])
+    # Divided by the near plane's depth of 0.1 m instead of being left out, the small one would land inside the image:
+    # u = (90 * 9 - 80 * 10) / 0.1 = 100, v = (-45 * 10 + 90 * 5.05) / 0.1 = 45. The large one is mirrored if divided by
+    # its own depth.
+    behind = make_frame(truth=[box(9, -10, -5.05, 0.02, 0.02, 0.02, 0.0), box(0, -10, 0, 2, 2, 2, 0.0)])
     image = read(draw_cameras(behind, tmp_path / "a.png"))[26 + 60 :]
     assert image.max() == 0
 

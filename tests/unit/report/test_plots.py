@@ -39,6 +39,9 @@ def test_latency_plot_says_the_medians(bench: dict[str, Any]) -> None:
     assert {"10", "20", "50", "100", "200"} <= set(texts(svg))
     assert svg == plots.latency_plot(view, samples)
     assert "<metadata" not in svg and "<?xml" not in svg
+    assert "currentColor" in svg and plots.INK not in svg
+    ids = [element.get("id") for element in ElementTree.fromstring(svg).iter() if element.get("id")]
+    assert ids and all(name.startswith("latency-") for name in ids)
 
 
 def test_latency_plot_shows_only_rows_with_samples(bench: dict[str, Any]) -> None:
