@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,18 +29,18 @@ def build_detector(config: ModelConfig, spec: GraphSpec, seed: int) -> FusionDet
 def load_backbone(detector: FusionDetector, path: Path) -> None:
     """Load a torchvision ResNet state dict into the image backbone; the classifier `fc` is left out.
 
+    Batch counters may be absent: torchvision's published weights are older than they are.
+
     Raises:
-        ArtifactError: the file is missing or any other key differs; all are named.
+        ArtifactError: the file is missing or damaged, or any other key differs; all are named.
     """
     if not path.is_file():
         raise ArtifactError(f"pretrained backbone not found: {path}")
-    weights: dict[str, Tensor]
-    if path.suffix == ".safetensors":
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
+    weights = {key: value for key, value in _read(path).items() if not key.startswith("fc.")}
     wanted = detector.img_backbone.state_dict()
+    for key, value in wanted.items():
+        if key.endswith("num_batches_tracked"):
+            weights.setdefault(key, value)
     missing = sorted(set(wanted) - set(weights))
     unexpected = sorted(set(weights) - set(wanted))
     shapes = sorted(key for key in set(wanted) & set(weights) if wanted[key].shape != weights[key].shape)
@@ -47,3 +49,13 @@ def load_backbone(detector: FusionDetector, path: Path) -> None:
             f"{path} does not fit the image backbone: missing {missing}, unexpected {unexpected}, other shape {shapes}"
         )
     detector.img_backbone.load_state_dict(weights)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return weights
+    except (SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
+        raise ArtifactError(f"pretrained backbone {path} is damaged or holds more than weights: {error}") from error

@@ -1,0 +1,56 @@
+"""Batches of the tiny world for a student and a wider teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.recipe import AugmentationConfig, DataConfig, ModelConfig
+from bevkd_deploy.data.dataset import FrameDataset, collate
+from bevkd_deploy.data.source import open_split
+
+CAMERAS = ("CAM_FRONT", "CAM_BACK")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums in one order: results are compared bit for bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def teacher_config(tiny_model_config: Callable[..., ModelConfig]) -> ModelConfig:
+    return tiny_model_config(width=12)
+
+
+@pytest.fixture(scope="session")
+def make_dataset(
+    tiny_world: Path, tiny_spec: GraphSpec, teacher_config: ModelConfig
+) -> Callable[..., FrameDataset]:
+    """The four training frames of the tiny world for both networks."""
+    samples = open_split(DataConfig(source="nuscenes", root="unused"), tiny_world, "train")
+
+    def make(augmentation: AugmentationConfig | None = None, teacher: GraphSpec | None = None) -> FrameDataset:
+        specs = {"student": tiny_spec, "teacher": teacher or teacher_config.graph_spec(CAMERAS)}
+        return FrameDataset(
+            samples, specs, target_of="student", min_radius_cells=1, augmentation=augmentation, cache_sensors=True
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def batch(make_dataset: Callable[..., FrameDataset]) -> dict[str, Any]:
+    """Two frames with objects."""
+    dataset = make_dataset()
+    made = collate([dataset[0], dataset[3]])
+    assert made["targets"]["mask"][..., 0].sum() > 4
+    return made
