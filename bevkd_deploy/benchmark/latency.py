@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -34,11 +34,12 @@ Backend = Callable[[F], Stages | None]
 #: Called after each round of a backend with its name, rounds done and rounds in all.
 Progress = Callable[[str, int, int], None]
 
-#: What `latency_ms` covers, for every backend.
-END_TO_END = "end_to_end: decoded sensor arrays -> boxes"
-
-#: What the stage `engine` of `stages_ms` covers; the transfers to and from a GPU are inside.
-COMPUTE = "compute: graph inputs on the host -> boxes on the host"
+#: What `latency_ms` covers, for every backend, and what the stage `engine` of `stages_ms` covers: transfers to and from
+#: a GPU are inside.
+END_TO_END = (
+    "end_to_end: decoded sensor arrays -> boxes; "
+    "of it, stage engine (compute): graph inputs on the host -> boxes on the host"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,14 +139,14 @@ def detector_backend(detector: Detector) -> Backend[SensorFrame]:
 
 def save_samples(path: Path | str, samples: Mapping[str, LatencySamples]) -> Path:
     """Write all raw samples, [rounds, frames] in ms, to one `.npz`: `<backend>/total` and `<backend>/<stage>`."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, backend in samples.items():
         arrays[f"{name}/total"] = backend.total_ms
         arrays.update({f"{name}/{stage}": values for stage, values in backend.stages_ms.items()})
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as handle:
-            np.savez_compressed(handle, allow_pickle=False, **arrays)
+            np.savez_compressed(handle, **arrays)
 
     return write_atomic(path, write)
 

@@ -130,7 +130,9 @@ class EpochSampler(Sampler[int]):
         self.repeat = repeat
         self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
+    # Not `set_epoch`: accelerate's loaders call a method of that name with a count of their own, which starts at 0
+    # again when a run is resumed.
+    def begin(self, epoch: int) -> None:
         """Choose the epoch whose positions come next."""
         self.epoch = epoch
 
@@ -154,9 +156,7 @@ def collate(frames: list[Frame]) -> Frame:
             parts = [frame["inputs"][name] for frame in frames]
             shared[identity] = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
         batch["inputs"][name] = shared[identity]
-    batch["targets"] = {
-        key: torch.stack([frame["targets"][key] for frame in frames]) for key in frames[0]["targets"]
-    }
+    batch["targets"] = {key: torch.stack([frame["targets"][key] for frame in frames]) for key in frames[0]["targets"]}
     return batch
 
 

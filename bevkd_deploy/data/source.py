@@ -15,6 +15,7 @@ from bevkd_deploy.data.splits import official_scenes, official_splits
 
 Split = Literal["train", "val"]
 
+
 def open_split(data: DataConfig, root: Path, split: Split) -> list[Sample]:
     """Samples of a split, in a fixed order.
 

@@ -24,11 +24,11 @@ class BevLayout:
     axis_order: Literal["yx", "xy"] = "yx"
 
 
-def align(teacher_map: Tensor, teacher: BevLayout, student: BevLayout) -> Tensor:
+def align(teacher_map: Tensor, teacher: BevLayout, student: BevLayout, outside: float = 0.0) -> Tensor:
     """Resample a teacher map [B, C, ., .] at the student's cell centres; the result is [B, C, Y, X].
 
-    Positions outside the teacher's range read zero. Maps on the same grid are returned as they are. A map of another
-    resolution than its grid says (a deeper level) keeps its range; only its cell size is larger.
+    Positions outside the teacher's range read `outside`. Maps on the same grid are returned as they are. A map of
+    another resolution than its grid says (a deeper level) keeps its range; only its cell size is larger.
     """
     if teacher.axis_order == "xy":
         teacher_map = teacher_map.transpose(-1, -2)
@@ -41,5 +41,10 @@ def align(teacher_map: Tensor, teacher: BevLayout, student: BevLayout) -> Tensor
     high = centers.new_tensor([teacher.grid.x_range_m[1], teacher.grid.y_range_m[1]])
     # align_corners=False: -1 and 1 are the outer edges of the range, as the grid's convention has them.
     sampling = ((centers - low) / (high - low) * 2 - 1).reshape(1, rows, columns, 2)
+    inside = (sampling.abs() <= 1).all(dim=-1)[:, None]
     sampling = sampling.expand(teacher_map.shape[0], -1, -1, -1)
-    return torch.nn.functional.grid_sample(teacher_map.float(), sampling, mode="bilinear", align_corners=False)
+    # Border padding: the outer half of a coarse edge cell lies inside the range and must not fade towards zero.
+    sampled = torch.nn.functional.grid_sample(
+        teacher_map.float(), sampling, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return torch.where(inside, sampled, outside)

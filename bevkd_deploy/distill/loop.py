@@ -107,13 +107,18 @@ def fit(
         collate_fn=collate,
         drop_last=len(sampler) >= config.batch_size,
         persistent_workers=config.workers > 0,
+        # Its own: a loader draws from it at each start, and a resumed epoch has one start more.
+        generator=torch.Generator(),
     )
     optimizer = torch.optim.AdamW(step_module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     prepared, optimizer, loader = accelerator.prepare(step_module, optimizer, loader)
     steps_per_epoch = len(loader)
     total = steps_per_epoch * config.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer.optimizer, config.learning_rate, total_steps=total + 1, pct_start=config.warmup_fraction
+        optimizer.optimizer,
+        config.learning_rate,
+        total_steps=total + 1,
+        pct_start=max(config.warmup_fraction, 2 / (total + 1)),  # PyTorch divides by zero in a warm-up without a step
     )
     done = 0
     if resume:
@@ -123,12 +128,12 @@ def fit(
     prepared.train()
     with _ctrl_c() as stop, events:
         for epoch in range(done // steps_per_epoch, config.epochs):
-            sampler.set_epoch(epoch)
+            sampler.begin(epoch)
             skip = done - epoch * steps_per_epoch
             for batch in accelerator.skip_first_batches(loader, skip) if skip else loader:
                 losses = _train_one(accelerator, prepared, optimizer, schedule, batch, done / total, config)
                 done += 1
-                events.write(done, epoch, schedule.get_last_lr()[0], losses)
+                events.write(done, epoch, float(schedule.get_last_lr()[0]), losses)
                 hooks.on_step(done, total, losses)
                 if stop():
                     save(done)
@@ -227,7 +232,8 @@ class _Events:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             self.handle = self.path.open("a", encoding="utf-8")
-            self.board = SummaryWriter(str(self.run_dir / "tb"), purge_step=self.truncate_after)
+            first = None if self.truncate_after is None else self.truncate_after + 1
+            self.board = SummaryWriter(str(self.run_dir / "tb"), purge_step=first)
         return self
 
     def __exit__(self, *_: object) -> None:

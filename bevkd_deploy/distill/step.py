@@ -24,6 +24,9 @@ from bevkd_deploy.teachers.frozen import FrozenTeacher
 Batch = dict[str, Any]
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+#: Heatmap logit where the teacher's range ends: as good as no confidence, so nothing is taught there.
+_UNSEEN_LOGIT = -20.0
+
 
 class TrainingStep(nn.Module):
     """Detection loss of one network; `name` is its entry in the batch's inputs."""
@@ -105,7 +108,7 @@ class DistillationStep(nn.Module):
         ramp = min(1.0, progress / self.config.warmup_fraction) if self.config.warmup_fraction else 1.0
         gaussians = batch["targets"]["heatmap"]
         if weights.heatmap:
-            logits = self._aligned(teacher_maps["heatmap"])[:, self.classes_match]
+            logits = self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match]
             kd = heatmap_kd_loss(maps["heatmap"], logits, gaussians)
             losses["heatmap_kd_loss"] = ramp * weights.heatmap.weight * kd
         student_features, teacher_features = student_taps.take(), teacher_taps.take()
@@ -115,8 +118,8 @@ class DistillationStep(nn.Module):
             losses[f"{name}_loss"] = ramp * pair.weight * value
         return losses
 
-    def _aligned(self, teacher_map: Tensor) -> Tensor:
-        return align(teacher_map, self.teacher_layout, self.student_layout)
+    def _aligned(self, teacher_map: Tensor, outside: float = 0.0) -> Tensor:
+        return align(teacher_map, self.teacher_layout, self.student_layout, outside)
 
     def _pair_loss(self, name: str) -> PairLoss:
         if name == "attention":

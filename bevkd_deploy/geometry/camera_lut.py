@@ -116,15 +116,14 @@ def _visible(
     divided out for voxels at a usable depth only. Calibration changes with every keyframe where ego motion between
     the sensors is compensated, so this runs once a frame.
     """
-    base = ground @ augmented2img[:3, :2].T + augmented2img[:3, 3]
-    homogeneous = [(base[:, axis] + heights_m * augmented2img[axis, 2]).ravel() for axis in range(3)]
-    step_m = (spec.depth_max_m - spec.depth_min_m) / spec.depth_bins
-    bins = np.floor((homogeneous[2] - spec.depth_min_m) / step_m)
-    candidates = np.flatnonzero((homogeneous[2] > MIN_DEPTH_M) & (bins >= 0) & (bins < spec.depth_bins))
-    depth_m = homogeneous[2][candidates]
-    uv = np.stack([homogeneous[0][candidates] / depth_m, homogeneous[1][candidates] / depth_m], axis=-1)
+    base = augmented2img[:3, :2] @ ground.T + augmented2img[:3, 3:]
+    x, y, depth_m = ((base[axis] + heights_m * augmented2img[axis, 2]).ravel() for axis in range(3))
+    # Half of the voxels lie behind the camera: they leave before anything is divided.
+    ahead = np.flatnonzero((depth_m > MIN_DEPTH_M) & (depth_m < spec.depth_max_m))
+    depth_m = depth_m[ahead]
+    u, v = x[ahead] / depth_m, y[ahead] / depth_m
+    bins = np.floor((depth_m - spec.depth_min_m) / ((spec.depth_max_m - spec.depth_min_m) / spec.depth_bins))
     # The feature map may be smaller than the image where the stride does not divide it.
     height, width = (side * spec.feature_stride for side in spec.feature_shape_hw)
-    inside = (uv[:, 0] >= 0) & (uv[:, 0] < width) & (uv[:, 1] >= 0) & (uv[:, 1] < height)
-    seen = candidates[inside]
-    return seen, uv[inside], bins[seen].astype(np.int32)
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (bins >= 0) & (bins < spec.depth_bins)
+    return ahead[inside], np.stack([u[inside], v[inside]], axis=-1), bins[inside].astype(np.int32)

@@ -65,8 +65,8 @@ def records_of(sample: Sample, detections: Detections) -> list[dict[str, Any]]:
     kept = detections.above(_MIN_SCORE)
     return boxes_to_records(
         sample.token,
-        kept.boxes,
-        kept.scores,
+        kept.boxes.astype(np.float64),
+        kept.scores.astype(np.float64),
         kept.labels,
         kept.classes,
         sample.lidar2global,

@@ -26,6 +26,7 @@ from bevkd_deploy.pipelines.backends import Contender, artefact_contenders, reso
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
 from bevkd_deploy.pipelines.frame_files import write_frame_files
 from bevkd_deploy.pipelines.progress import bar
+from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, latest_run, open_run
 from bevkd_deploy.pipelines.show import picture_samples
 from bevkd_deploy.pipelines.teacher import obtain_teacher
@@ -46,6 +47,7 @@ def benchmark(request: BenchmarkRequest, console: Console, results: Console) -> 
     """
     run = _run_of(request)
     console.print(f"run {run.path}{'' if request.run else ' (the latest)'}")
+    console = LoggedConsole(console, run.path / "log.txt")
     bench = benchmark_run(run, request, console)
     _write_copies(run, bench, request)
     result = bench.model_dump(mode="json", by_alias=True)
@@ -85,7 +87,9 @@ def benchmark_run(run: Run, request: BenchmarkRequest, console: Console) -> Benc
     truth = ground_truth(samples)
     summaries = {key: score(_records(frames, samples), truth) for key, frames in found.items()}
     for key, summary in summaries.items():
-        write_json(run.path / "eval" / f"{key}.json", summary)
+        # Teacher and student in PyTorch have theirs from the distillation stage.
+        if not key.startswith(("teacher", "student")):
+            write_json(run.path / "eval" / f"{key}.json", summary)
     latencies = _time_all(run, running, samples, console)
     rows = tuple(_row(row, latencies, summaries) for row in contenders)
     draft = Bench(
@@ -131,9 +135,7 @@ def _require_own_student(run: Run, artefacts: list[Contender]) -> None:
             )
 
 
-def _detect_all(
-    running: list[Contender], samples: list[Sample], console: Console
-) -> tuple[Found, list[ParityRow]]:
+def _detect_all(running: list[Contender], samples: list[Sample], console: Console) -> tuple[Found, list[ParityRow]]:
     """Detections of every backend on every frame; each input geometry is prepared once a frame."""
     found: Found = {row.key: {} for row in running}
     parity: list[ParityRow] = []
@@ -149,9 +151,7 @@ def _detect_all(
             for row in running:
                 if row.path is not None:
                     ours = found[row.key][sample.token]
-                    parity += compare_outputs(
-                        _arrays(student), _arrays(ours), row.precision, "student-torch", row.name
-                    )
+                    parity += compare_outputs(_arrays(student), _arrays(ours), row.precision, "student-torch", row.name)
             progress.advance()
     rows: list[ParityRow] = []
     for row in running:
@@ -167,9 +167,7 @@ def _records(frames: dict[str, Detections], samples: list[Sample]) -> Records:
     return {sample.token: records_of(sample, frames[sample.token]) for sample in samples}
 
 
-def _time_all(
-    run: Run, running: list[Contender], samples: list[Sample], console: Console
-) -> dict[str, LatencySamples]:
+def _time_all(run: Run, running: list[Contender], samples: list[Sample], console: Console) -> dict[str, LatencySamples]:
     settings = run.loaded.recipe.benchmark
     cameras = run.loaded.recipe.data.cameras
     # Frames spread over the split: point counts, and with them the cost of a frame, differ from scene to scene.

@@ -17,5 +17,5 @@ def compare(a: Path, b: Path, *, console: Console) -> None:
         ArtifactError: one of the files is no benchmark result.
     """
     first, second = (load_bench(path).model_dump(mode="json", by_alias=True) for path in (a, b))
-    names = (str(a), str(b)) if a.name == b.name else (a.name, b.name)
-    print_comparison(first, second, console, names)
+    console.print(f"A: {a}\nB: {b}", soft_wrap=True)
+    print_comparison(first, second, console, ("A", "B"))

@@ -19,6 +19,7 @@ from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
 from bevkd_deploy.pipelines.dry_run import print_plan
+from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
 from bevkd_deploy.pipelines.teacher import obtain_teacher
 from bevkd_deploy.pipelines.training import TrainingJob, headline, job_key, run_training
@@ -40,6 +41,7 @@ def distill(
         print_plan(loaded, console)
         return None
     run = start_or_resume(loaded, run_dir, resume)
+    console = LoggedConsole(console, run.path / "log.txt")
     console.print(f"run {run.path}")
     distill_into(run, resume, console)
     console.print("Next: bevkd export --trt fp16")
@@ -63,9 +65,7 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     channels = _tap_channels(recipe, student, frozen, collate([dataset[0]])["inputs"])
     step = DistillationStep(student, frozen, recipe.distill, channels)
     key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
-    job = TrainingJob(
-        "distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed
-    )
+    job = TrainingJob("distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed)
     val = open_split(recipe.data, root, "val")
     summary = run_training(job, step, student, dataset, val, resume=resume, console=console)
     run.record_stage(

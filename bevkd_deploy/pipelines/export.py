@@ -23,6 +23,7 @@ from bevkd_deploy.models.detector import DeployedStudent, FusionDetector, parame
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.accuracy import feeds_of
 from bevkd_deploy.pipelines.datasets import prepare_data
+from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, create_run, latest_run, open_run
 from bevkd_deploy.runtime.preprocess import Feed, Preprocessor
 
@@ -36,12 +37,13 @@ def export(request: ExportRequest, console: Console) -> Path:
     else:
         run = open_run(request.run) if request.run else latest_run()
         console.print(f"run {run.path}{'' if request.run else ' (the latest)'}")
+    console = LoggedConsole(console, run.path / "log.txt")
     result = export_run(run, request, console)
     measured = next(iter(result.plans.values())).path if result.plans else run.export_dir / "student.onnx"
     if request.untrained:
         console.print(f"wrote {measured}")
     else:
-        console.print(f"Next: bevkd benchmark --engine {measured.name}")
+        console.print("Next: bevkd benchmark; on the device: bevkd benchmark --engine student.plan")
     return run.export_dir
 
 

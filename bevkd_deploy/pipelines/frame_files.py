@@ -70,9 +70,7 @@ def _view(sample: Sample, spec: GraphSpec, detections: Mapping[str, Detections],
             camera: matrix.tolist()
             for camera, matrix in zip(sample.calibration.cameras, sample.calibration.lidar2img(), strict=True)
         },
-        "image_size_px": dict(
-            zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True)
-        ),
+        "image_size_px": dict(zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True)),
         "range_m": spec.range_m,
         "boxes": boxes,
     }

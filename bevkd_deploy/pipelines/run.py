@@ -13,6 +13,7 @@ from bevkd_deploy.contracts.requests import BenchmarkRequest, ExportRequest
 from bevkd_deploy.pipelines.benchmark import benchmark
 from bevkd_deploy.pipelines.distill import distill_into
 from bevkd_deploy.pipelines.export import export_run
+from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
 
 
@@ -32,6 +33,7 @@ def run(
     """
     loaded = load_recipe(recipe_path, overrides)
     this = start_or_resume(loaded, run_dir, resume)
+    console = LoggedConsole(console, this.path / "log.txt")
     console.print(f"run {this.path}")
     console.print("1/3 distil")
     if resume and this.stage("distill"):

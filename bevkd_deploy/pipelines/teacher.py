@@ -114,9 +114,7 @@ def teacher_key(loaded: LoadedRecipe, root: Path) -> str:
     """Hash of what decides the trained teacher: its model, schedule, data and seed."""
     recipe = loaded.recipe
     teacher = recipe.teacher.model_dump(mode="json", include={"model", "train"})
-    return job_key(
-        teacher=teacher, data=data_digest(recipe, root), cameras=list(recipe.data.cameras), seed=recipe.seed
-    )
+    return job_key(teacher=teacher, data=data_digest(recipe, root), cameras=list(recipe.data.cameras), seed=recipe.seed)
 
 
 def _trained_folder(loaded: LoadedRecipe, root: Path) -> Path:

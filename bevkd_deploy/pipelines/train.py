@@ -14,6 +14,7 @@ from bevkd_deploy.data.source import open_split
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
+from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
 from bevkd_deploy.pipelines.teacher import train_teacher
 from bevkd_deploy.pipelines.training import TrainingJob, job_key, run_training
@@ -31,6 +32,7 @@ def train(
     """Train one network of a recipe; returns the run directory."""
     loaded = load_recipe(recipe_path, overrides)
     run = start_or_resume(loaded, run_dir, resume)
+    console = LoggedConsole(console, run.path / "log.txt")
     console.print(f"run {run.path}")
     root = prepare_data(loaded.recipe, console)
     start = time.monotonic()

@@ -125,8 +125,13 @@ class Bench(_View):
     @property
     def device(self) -> str:
         """Every device that a row was measured on, in the order of the rows; else that of the environment."""
-        devices = dict.fromkeys(self.device_of(row) for row in self.backends)
+        devices = dict.fromkeys(self.device_of(row) for row in self.measured)
         return " and ".join(devices) or self._machine
+
+    @property
+    def measured(self) -> tuple[Backend, ...]:
+        """Rows that hold a measurement; a plan for another device has none."""
+        return tuple(row for row in self.backends if row.latency_ms or row.accuracy)
 
     def device_of(self, row: Backend) -> str:
         """Device of one row."""

@@ -290,10 +290,10 @@ def _results_notes(bench: Bench, compact: bool) -> Iterable[str]:
 
 
 def _device_notes(bench: Bench) -> Iterable[str]:
-    devices = dict.fromkeys(bench.device_of(row) for row in bench.backends)
+    devices = dict.fromkeys(bench.device_of(row) for row in bench.measured)
     if len(devices) > 1:
         for device in devices:
-            rows = [f"{row.name} {row.precision}" for row in bench.backends if bench.device_of(row) == device]
+            rows = [f"{row.name} {row.precision}" for row in bench.measured if bench.device_of(row) == device]
             yield f"On {device}: {_names(rows)}."
 
 

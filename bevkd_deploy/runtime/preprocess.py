@@ -28,6 +28,7 @@ class Preprocessor:
 
     def __init__(self, spec: GraphSpec) -> None:
         self.spec = spec
+        self._last_feed: Feed = {}
         self._tables: dict[str, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
 
     def images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -84,7 +85,9 @@ class Preprocessor:
         timer.lap("pillars")
         lut_pixel, lut_depth = self.tables(calibration)
         timer.lap("tables")
-        return {
+        # Kept until the next frame: freed at once, these megabytes go back to the system and are faulted in again,
+        # which cost 3 ms of 7.5 for six 256x704 images and 20000 pillars.
+        self._last_feed = {
             "images": prepared,
             "pillars": pillars.pillars,
             "pillar_count": pillars.pillar_count,
@@ -92,6 +95,7 @@ class Preprocessor:
             "lut_pixel": lut_pixel,
             "lut_depth": lut_depth,
         }
+        return self._last_feed
 
     def _check_sizes(self, images: Sequence[NDArray[np.uint8]], calibration: Calibration) -> None:
         """A calibration of other image sizes would project silently to the wrong pixels."""

@@ -136,7 +136,8 @@ def _fits(driver: CudaDriver, library: ModuleType, sidecar: Sidecar) -> bool:
 
 def _twin(path: Path, sidecar: Sidecar) -> str:
     """The ONNX file that the plan was built from: beside it by hash, else the name that export gives it."""
-    for candidate in sorted(path.parent.glob("*.onnx")):
+    # The shortest name first: `student.onnx`, the link to the newest export, is what a user would type.
+    for candidate in sorted(path.parent.glob("*.onnx"), key=lambda file: (len(file.name), file.name)):
         if sha256_file(candidate) == sidecar.onnx_sha256:
             return candidate.name
     return f"student.{sidecar.precision}.onnx"

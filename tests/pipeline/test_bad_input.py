@@ -30,7 +30,9 @@ def _refused(done: Any, *words: str) -> None:
 
 
 def test_a_typo_names_line_and_suggestion(tmp_path: Path, bevkd: Callable[..., Any]) -> None:
-    text = QUICKSTART.read_text().replace("feature_stride: 8", "feature_strid: 8", 1).replace("seed: 0", "seed: zero", 1)
+    text = (
+        QUICKSTART.read_text().replace("feature_stride: 8", "feature_strid: 8", 1).replace("seed: 0", "seed: zero", 1)
+    )
     (tmp_path / "typo.yaml").write_text(text)
     done = bevkd("distill", "typo.yaml", cwd=tmp_path, code=2)
     line = next(number for number, row in enumerate(text.splitlines(), 1) if "feature_strid:" in row)
@@ -57,9 +59,7 @@ def test_a_folder_that_is_not_the_synthetic_world_is_left_alone(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("damage", ["missing image", "truncated image", "missing points", "truncated points"])
-def test_broken_sensor_files_are_named(
-    world: Path, tmp_path: Path, damage: str, bevkd: Callable[..., Any]
-) -> None:
+def test_broken_sensor_files_are_named(world: Path, tmp_path: Path, damage: str, bevkd: Callable[..., Any]) -> None:
     shutil.copytree(world / "world", tmp_path / "world")
     kind, sensor = damage.split()
     pattern = "samples/CAM_BACK/*.jpg" if sensor == "image" else "samples/LIDAR_TOP/*.bin"

@@ -24,7 +24,7 @@ def bench(chain: Any) -> Any:
 
 def test_the_run_directory_holds_what_the_architecture_promises(chain: Any) -> None:
     for name in (
-        "recipe.yaml", "recipe.resolved.yaml", "manifest.json", "env.json", "events.jsonl", "tb",
+        "recipe.yaml", "recipe.resolved.yaml", "manifest.json", "env.json", "events.jsonl", "tb", "log.txt",
         "checkpoints/last.safetensors", "checkpoints/best.safetensors", "state/state.pt",
         "eval/teacher.json", "eval/student.json",
         "export/student.fp32.onnx", "export/student.fp32.onnx.json", "export/student.fp16.onnx",
@@ -185,9 +185,7 @@ def test_compare_and_show(chain: Any, bevkd: Callable[..., Any]) -> None:
 
 def test_the_student_alone_can_be_trained(chain: Any, bevkd: Callable[..., Any]) -> None:
     recipe = str(chain.run / "recipe.resolved.yaml")
-    done = bevkd(
-        "train", recipe, "--no-distill", "student.train.epochs=1", "--run-dir", "alone", cwd=chain.folder
-    )
+    done = bevkd("train", recipe, "--no-distill", "student.train.epochs=1", "--run-dir", "alone", cwd=chain.folder)
     assert "student after epoch 1" in done.err
     losses = json.loads((chain.folder / "alone" / "manifest.json").read_text())
     assert losses["stages"][0]["name"] == "train-student"

@@ -20,7 +20,8 @@ from .conftest import RECIPES, SMALL
 
 #: One thread and FP32: sums are then taken in one order, and runs can be compared bit for bit.
 EXACT = (
-    *SMALL, "student.train.precision=fp32", "student.train.epochs=12", "student.train.batch_size=1",
+    *[override for override in SMALL if not override.startswith("student.train.epochs")],
+    "student.train.epochs=12", "student.train.precision=fp32", "student.train.batch_size=1",
     "student.train.checkpoint_every_steps=5", "gates=[]",
 )  # fmt: skip
 
@@ -29,8 +30,9 @@ EXACT = (
 def folder(tmp_path_factory: pytest.TempPathFactory, bevkd: Callable[..., Any]) -> Path:
     """A folder with one uninterrupted run, `whole`."""
     folder = tmp_path_factory.mktemp("interrupted")
-    _distill(folder, "--run-dir", "whole").wait(600)
-    assert (folder / "whole" / "eval" / "student.json").is_file()
+    process = _distill(folder, "--run-dir", "whole")
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
     return folder
 
 
@@ -78,9 +80,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(folder: Path, number: sign
 
 def test_resuming_with_other_settings_is_refused(folder: Path, bevkd: Callable[..., Any]) -> None:
     recipe = str(RECIPES / "quickstart.yaml")
-    done = bevkd(
-        "distill", recipe, *EXACT, "seed=5", "--run-dir", "whole", "--resume", cwd=folder, code=2
-    )
+    done = bevkd("distill", recipe, *EXACT, "seed=5", "--run-dir", "whole", "--resume", cwd=folder, code=2)
     assert "other settings" in done.err
 
 

@@ -15,7 +15,7 @@ from .conftest import RECIPES
 
 def test_dry_run_lists_stages_inputs_and_sizes(tmp_path: Path, bevkd: Callable[..., Any]) -> None:
     done = bevkd("distill", str(RECIPES / "orin_small.yaml"), "--dry-run", cwd=tmp_path)
-    for word in ("data", "missing", "NUSCENES_ROOT", "teacher", "student model", "M parameters", "512", "agx_orin"):
+    for word in ("data", "missing", "NUSCENES_ROOT", "teacher", "student model", "M parameters", "128x128", "agx_orin"):
         assert word in done.err + done.out, word
     assert list(tmp_path.iterdir()) == []
 

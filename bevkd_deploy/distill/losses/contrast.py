@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bevkd_deploy.distill.losses.feature import standardize
+
 _FOREGROUND = 0.3  # a cell whose Gaussian exceeds this belongs to an object
 _NEAR_M = 2.0
 _BACKGROUND_CLASS = -1
@@ -59,9 +61,7 @@ class DenseContrastLoss(nn.Module):
 
     def _contrast(self, student: Tensor, teacher: Tensor, target_heatmap: Tensor) -> Tensor:
         frame, cell, cell_class = self._sample_cells(target_heatmap)
-        mean = teacher.mean(dim=(0, 2, 3), keepdim=True)
-        deviation = teacher.std(dim=(0, 2, 3), keepdim=True, correction=0)
-        teacher = (teacher - mean) / (deviation + 1e-6)
+        teacher = standardize(teacher)
         queries = self.embed(student.flatten(2).transpose(1, 2)[frame, cell])  # [M, D]
         queries = nn.functional.normalize(queries, dim=1)
         keys = teacher.flatten(2).transpose(1, 2)[frame, cell] @ self.teacher_projection
@@ -123,7 +123,7 @@ class DenseContrastLoss(nn.Module):
 
 
 def _draw(candidates: Tensor, count: int) -> Tensor:
-    """At most `count` of the candidates, at random (torch's global generator, which checkpoints keep)."""
+    """At most `count` of the candidates, at random: on every device by the CPU's generator, which checkpoints keep."""
     if len(candidates) <= count:
         return candidates
-    return candidates[torch.randperm(len(candidates), device=candidates.device)[:count]]
+    return candidates[torch.randperm(len(candidates))[:count].to(candidates.device)]

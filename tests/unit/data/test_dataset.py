@@ -109,9 +109,7 @@ def test_an_augmented_box_keeps_its_points_and_its_pixels(samples: list[Sample],
         lidar={"max_pillars": 8000, "max_points": 300},
         camera={"image_size_px": (128, 256), "feature_stride": 4, "depth_bins": 48, "depth_m": (1.0, 25.0)},
     )
-    config = config.model_copy(
-        update={"bev": config.bev.model_copy(update={"heights_m": (-2.0, -1.0, 0.0, 1.0, 2.0)})}
-    )
+    config = config.model_copy(update={"bev": config.bev.model_copy(update={"heights_m": (-2.0, -1.0, 0.0, 1.0, 2.0)})})
     spec = config.graph_spec(CAMERA_NAMES)
     dataset = dataset_of(samples, spec, augmentation=AUGMENTATION, seed=5)
     with_points = traced = 0
@@ -211,7 +209,7 @@ def test_epochs_are_permutations_that_count_on() -> None:
     assert len(sampler) == 10
     epochs = []
     for epoch in range(3):
-        sampler.set_epoch(epoch)
+        sampler.begin(epoch)
         positions = list(sampler)
         assert sorted(positions) == list(range(10 * epoch, 10 * epoch + 10))
         epochs.append(positions)
@@ -219,7 +217,7 @@ def test_epochs_are_permutations_that_count_on() -> None:
     assert all(sorted(turn) == [0, 1, 2, 3, 4] for turn in turns)
     assert len(set(turns)) > 3
     again = EpochSampler(5, seed=3, repeat=2)
-    again.set_epoch(2)
+    again.begin(2)
     assert list(again) == epochs[2]
     assert list(EpochSampler(5, seed=4, repeat=2)) != epochs[0]
 

@@ -88,9 +88,7 @@ def test_boxes_equal_the_devkits_in_the_lidar_frame(samples: list[Sample], devki
             velocity = rotation.rotate(nusc.box_velocity(box.token))
             width, length, height = box.wlh
             assert ours[:6] == pytest.approx([*box.center, length, width, height], abs=1e-6)
-            assert np.exp(1j * ours[6]) == pytest.approx(
-                complex(*heading[:2] / np.linalg.norm(heading[:2])), abs=1e-6
-            )
+            assert np.exp(1j * ours[6]) == pytest.approx(complex(*heading[:2] / np.linalg.norm(heading[:2])), abs=1e-6)
             assert ours[7:9] == pytest.approx(velocity[:2], abs=1e-6, nan_ok=True)
             record = nusc.get("sample_annotation", box.token)
             assert sample.num_points[row] == record["num_lidar_pts"] + record["num_radar_pts"]

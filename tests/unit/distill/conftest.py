@@ -32,9 +32,7 @@ def teacher_config(tiny_model_config: Callable[..., ModelConfig]) -> ModelConfig
 
 
 @pytest.fixture(scope="session")
-def make_dataset(
-    tiny_world: Path, tiny_spec: GraphSpec, teacher_config: ModelConfig
-) -> Callable[..., FrameDataset]:
+def make_dataset(tiny_world: Path, tiny_spec: GraphSpec, teacher_config: ModelConfig) -> Callable[..., FrameDataset]:
     """The four training frames of the tiny world for both networks."""
     samples = open_split(DataConfig(source="nuscenes", root="unused"), tiny_world, "train")
 

@@ -75,8 +75,17 @@ def test_a_deeper_level_keeps_its_range() -> None:
     assert torch.allclose(aligned[:, :, 1:-1, 1:-1], linear(STUDENT.grid)[:, :, 1:-1, 1:-1], atol=1e-4)
 
 
-def test_outside_the_teachers_range_is_zero() -> None:
+def test_coarse_edge_cells_do_not_fade() -> None:
+    coarse = BevGrid((-16.0, 16.0), (-12.0, 12.0), 8.0)
+    aligned = align(torch.full((1, 1, 3, 4), 5.0), BevLayout(coarse), STUDENT)
+    assert torch.allclose(aligned, torch.full((1, 1, 12, 16), 5.0))
+
+
+def test_outside_the_teachers_range_is_zero_or_what_is_asked_for() -> None:
     ahead = BevGrid((0.0, 16.0), (-12.0, 12.0), 2.0)
     aligned = align(torch.ones(1, 1, 12, 8), BevLayout(ahead), STUDENT)
     assert not aligned[..., :8].any()
     assert torch.allclose(aligned[..., 8:], torch.ones(1, 1, 12, 8))
+    floor = align(torch.ones(1, 1, 12, 8), BevLayout(ahead), STUDENT, outside=-20.0)
+    assert (floor[..., :8] == -20).all()
+    assert torch.equal(floor[..., 8:], aligned[..., 8:])

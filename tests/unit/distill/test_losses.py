@@ -48,7 +48,9 @@ def test_heatmap_kd_without_objects_is_zero_and_finite() -> None:
 
 
 def test_heatmap_kd_divides_by_at_least_one() -> None:
-    loss = heatmap_kd_loss(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), math.log(9)), torch.full((1, 1, 1, 1), 0.1))
+    loss = heatmap_kd_loss(
+        torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), math.log(9)), torch.full((1, 1, 1, 1), 0.1)
+    )
     assert loss.item() == pytest.approx(0.16 * 0.09)
 
 

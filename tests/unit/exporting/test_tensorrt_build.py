@@ -16,7 +16,7 @@ from bevkd_deploy.contracts.errors import CannotRunHere, ExportError, UsageError
 from bevkd_deploy.contracts.target import Target, load_target
 from bevkd_deploy.exporting.onnx_export import save_model
 from bevkd_deploy.exporting.precision import to_fp16
-from bevkd_deploy.exporting.tensorrt_build import build_plan, choose_library
+from bevkd_deploy.exporting.tensorrt_build import NETWORK_NAME, build_plan, choose_library
 from bevkd_deploy.exporting.tensorrt_library import load_tensorrt
 
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
@@ -75,6 +75,7 @@ def test_equal_builds_give_equal_bytes(gemm, tmp_path):
     for plan in plans:
         build_plan(gemm, plan, target_of("8.9"))
     assert plans[0].read_bytes() == plans[1].read_bytes()
+    assert NETWORK_NAME.encode() in plans[0].read_bytes()  # an unnamed network gets a running number
 
 
 @needs_rtx

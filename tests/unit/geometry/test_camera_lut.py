@@ -136,9 +136,10 @@ def test_tables_are_the_graphs_inputs() -> None:
     "changes",
     [
         {"image_width_px": 62, "image_height_px": 31},
+        {"heights_m": (-1.9, 0.3)},
         {"depth_min_m": 0.0, "range_m": (-0.5, -3.0, -2.0, 9.5, 3.0, 2.0)},
     ],
-    ids=["a stride that does not divide the image", "voxels in the camera's plane"],
+    ids=["a stride that does not divide the image", "ground below the image", "voxels in the camera's plane"],
 )
 def test_awkward_geometry_equals_brute_force(changes: dict[str, object]) -> None:
     spec = SPEC.model_copy(update=changes)

@@ -63,7 +63,9 @@ def slow_reference(
     return bev
 
 
-def test_the_gather_equals_a_loop(transform: GatherViewTransform, tiny_spec: GraphSpec, make_inputs: MakeInputs) -> None:
+def test_the_gather_equals_a_loop(
+    transform: GatherViewTransform, tiny_spec: GraphSpec, make_inputs: MakeInputs
+) -> None:
     inputs = make_inputs(tiny_spec, 2)
     features = torch.randn(2 * 2, 5, *tiny_spec.feature_shape_hw)
     with torch.no_grad():

@@ -51,9 +51,7 @@ def test_every_cell_of_a_large_canvas_has_its_centre(tiny_model_config: MakeConf
     assert features[0, :, 0, 8:].abs().max() < 1e-4
 
 
-def test_padding_slots_are_ignored(
-    tiny_model_config: MakeConfig, stir_norms: Callable[[nn.Module], nn.Module]
-) -> None:
+def test_padding_slots_are_ignored(tiny_model_config: MakeConfig, stir_norms: Callable[[nn.Module], nn.Module]) -> None:
     """The same points in pillars of 3 slots and of 6 give the same features."""
     torch.manual_seed(0)
     narrow = tiny_model_config(lidar={"max_points": 3, "max_pillars": 4}).graph_spec(("CAM_FRONT",))
