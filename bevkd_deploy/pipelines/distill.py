@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -63,7 +64,9 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     dataset = _dataset(loaded, root)
     frozen = FrozenTeacher(teacher.detector, recipe.teacher_spec())
     channels = _tap_channels(recipe, student, frozen, collate([dataset[0]])["inputs"])
-    step = DistillationStep(student, frozen, recipe.distill, channels)
+    with torch.random.fork_rng(devices=[]):  # projectors and embeddings start from the recipe's seed too
+        torch.manual_seed(recipe.seed)
+        step = DistillationStep(student, frozen, recipe.distill, channels)
     key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
     job = TrainingJob("distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed)
     val = open_split(recipe.data, root, "val")

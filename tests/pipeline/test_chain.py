@@ -151,8 +151,11 @@ def test_the_same_student_exports_to_the_same_bytes(chain: Any, bevkd: Callable[
     shutil.copytree(chain.run, copy, symlinks=True)
     shutil.rmtree(copy / "export")
     bevkd("export", "--run", str(copy), "--trt", "fp16", cwd=chain.folder)
-    for name in ("student.fp32.onnx", "student.fp16.onnx", "student.fp16.rtx4090.plan"):
+    for name in ("student.fp32.onnx", "student.fp16.onnx"):
         assert sha256_file(copy / "export" / name) == sha256_file(chain.run / "export" / name), name
+    # The library does not promise equal plans for equal ONNX files; the sidecar ties a plan to the file it came from.
+    plan = load_sidecar(copy / "export" / "student.plan")
+    assert plan.onnx_sha256 == sha256_file(chain.run / "export" / "student.fp16.onnx")
 
 
 def test_gates_decide_the_exit_code(chain: Any, bevkd: Callable[..., Any]) -> None:

@@ -17,7 +17,7 @@ from bevkd_deploy.contracts.classes import CAMERA_NAMES, CATEGORY_TO_CLASS, CLAS
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.data.nuscenes_tables import NuScenesTables
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.geometry.frames import project
+from bevkd_deploy.geometry.frames import invert, project
 
 VERSION = "v1.0-trainval"
 Edit = Callable[[list[dict[str, Any]]], Any]
@@ -118,6 +118,35 @@ def test_calibration_projects_where_the_devkit_does(samples: list[Sample], devki
             record = devkit.nusc.get("sample_data", data[camera])
             assert sample.calibration.image_sizes_px[index] == (record["height"], record["width"])
     assert in_front > 100
+
+
+def test_a_camera_that_fires_later_sees_from_further_on(copied: Path, samples: list[Sample]) -> None:
+    """Real cameras and LiDAR fire at different times; the synthetic ones do not, so their ego poses are moved here."""
+    moved_m = np.array([1.5, -0.5, 0.25])
+    poses = {row["token"]: row for row in edit(copied, "ego_pose", lambda rows: None)}
+    later: list[dict[str, Any]] = []
+
+    def move(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if "/CAM_" in row["filename"]:
+                pose = poses[row["ego_pose_token"]]
+                translation = (np.array(pose["translation"]) + moved_m).tolist()
+                later.append({**pose, "token": f"{row['token']}-pose", "translation": translation})
+                row["ego_pose_token"] = f"{row['token']}-pose"
+
+    edit(copied, "sample_data", move)
+    edit(copied, "ego_pose", lambda rows: rows.extend(later))
+    for before, after in zip(samples, read(copied), strict=True):
+        assert np.array_equal(after.lidar2global, before.lidar2global)
+        back = np.eye(4)
+        back[:3, 3] = -moved_m  # what a global point looks like from the moved camera: as if it had moved back
+        expected = before.calibration.lidar2cam @ invert(before.lidar2global) @ back @ before.lidar2global
+        assert after.calibration.lidar2cam == pytest.approx(expected, abs=1e-6)
+
+
+def test_radar_points_count_too(copied: Path, samples: list[Sample]) -> None:
+    edit(copied, "sample_annotation", lambda rows: [row.update(num_radar_pts=3) for row in rows])
+    assert np.array_equal(read(copied)[0].num_points, samples[0].num_points + 3)
 
 
 def test_some_scenes_and_cameras_can_be_chosen(tiny_world: Path) -> None:
