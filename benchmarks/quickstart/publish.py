@@ -1,4 +1,4 @@
-"""Take the results of a finished quickstart into the repository: bench.json, two pictures, the README's table.
+"""Take the results of a finished quickstart into the repository: bench.json, one picture, the README's table.
 
 Run after `make demo`: python benchmarks/quickstart/publish.py runs/quickstart/latest
 """
@@ -16,12 +16,10 @@ HERE = Path(__file__).resolve().parent
 
 
 def publish(run: Path) -> None:
-    """Copy `bench.json` and the first frame's pictures beside this file, and rewrite the README's results."""
+    """Copy `bench.json` and the first frame's BEV picture beside this file, and rewrite the README's results."""
     source = run / "benchmark" / "bench.json"
     shutil.copyfile(source, HERE / "bench.json")
-    for kind in ("bev", "cameras"):
-        picture = sorted((run / "pictures").glob(f"*.{kind}.png"))[0]
-        shutil.copyfile(picture, HERE / f"{kind}.png")
+    shutil.copyfile(sorted((run / "pictures").glob("*.bev.png"))[0], HERE / "bev.png")
     update_readme(HERE.parents[1] / "README.md", read_json(source, "benchmark result"))
 
 

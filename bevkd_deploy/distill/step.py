@@ -99,6 +99,7 @@ class DistillationStep(nn.Module):
             batch: inputs of "student" and "teacher", targets.
             progress: share of the training that is done, 0..1; the added terms ramp up over its beginning.
         """
+        self.teacher.to(batch["targets"]["heatmap"].device)  # moved by nobody else: it is in no module tree
         with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
             teacher_maps = self.teacher(batch["inputs"]["teacher"])
         with Taps(self.detector, [pair.student for pair in self.pairs.values()], detach=False) as student_taps:

@@ -122,8 +122,7 @@ def _run_of(request: BenchmarkRequest) -> Run:
 
 def _require_own_student(run: Run, artefacts: list[Contender]) -> None:
     """Refuse artefacts of other weights: parity and accuracy would be those of another student."""
-    if not run.student_weights.is_file():
-        raise ArtifactError(f"{run.path} has no trained student ({run.student_weights} is missing); run bevkd distill")
+    run.require_student()
     digest = sha256_file(run.student_weights)
     for row in artefacts:
         assert row.path is not None

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
@@ -56,8 +55,7 @@ def export_run(run: Run, request: ExportRequest, console: Console) -> ExportResu
     if request.untrained:
         feeds = [synthetic_feed(spec, recipe.seed)]
     else:
-        if not run.student_weights.is_file():
-            raise ArtifactError(f"{run.path} has no student yet ({run.student_weights} is missing); run bevkd distill")
+        run.require_student()
         checkpoint = load_detector(run.student_weights, detector, recipe.student.model)
         feeds = _validation_feeds(recipe, spec, console)
     console.print(f"  student {parameter_count(detector) / 1e6:.2f} M parameters, {len(feeds)} frames for parity")

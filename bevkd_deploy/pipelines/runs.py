@@ -32,6 +32,19 @@ class Run:
         """The student that later stages take."""
         return self.path / "checkpoints" / "last.safetensors"
 
+    def require_student(self) -> None:
+        """Refuse a run whose student is not trained to the end.
+
+        Raises:
+            ArtifactError: it is unfinished, or the run trained something else.
+        """
+        stages = {stage["name"] for stage in self.manifest()["stages"]}
+        if not stages & {"distill", "train-student"} or not self.student_weights.is_file():
+            raise ArtifactError(
+                f"{self.path} holds no finished student (finished stages: {', '.join(sorted(stages)) or 'none'}). "
+                "Finish it with bevkd distill RECIPE --resume, or name another run with --run DIR"
+            )
+
     @property
     def export_dir(self) -> Path:
         """ONNX files, plans, sidecars."""

@@ -24,9 +24,10 @@ class TorchDetector:
     @torch.no_grad()
     def infer(self, feed: Mapping[str, Any]) -> Detections:
         """Graph inputs of one frame -> boxes."""
-        maps = self.network(**{name: torch.from_numpy(array)[None] for name, array in feed.items()})
-        boxes, scores, labels = self.network.decode(maps)
-        return Detections(boxes[0].numpy(), scores[0].numpy(), labels[0].numpy(), self.network.spec.classes)
+        device = self.network.image_mean.device
+        maps = self.network(**{name: torch.from_numpy(array)[None].to(device) for name, array in feed.items()})
+        boxes, scores, labels = (tensor[0].cpu().numpy() for tensor in self.network.decode(maps))
+        return Detections(boxes, scores, labels, self.network.spec.classes)
 
     def timed(self, frame: SensorFrame) -> Mapping[str, float]:
         """One frame, with the milliseconds of its stages."""

@@ -1,0 +1,36 @@
+"""The README's results are those of the committed file, and that file is what the demo measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bevkd_deploy.benchmark.result import load_bench
+from bevkd_deploy.contracts.files import read_json, sha256_file
+from bevkd_deploy.contracts.recipe_loader import load_recipe
+from bevkd_deploy.report.markdown import readme_table
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "benchmarks" / "quickstart" / "bench.json"
+
+
+def test_the_readme_shows_the_committed_result() -> None:
+    assert readme_table(read_json(RESULT, "result")) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_committed_result_is_of_this_recipe_and_passes_its_gates() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml").recipe
+    bench = load_bench(RESULT)
+    assert [gate.name for gate in bench.gates] == [gate.name for gate in recipe.gates]
+    assert {gate.result for gate in bench.gates} == {"pass"}
+    assert bench.environment["commit"]
+    teacher = bench.find("teacher")
+    assert teacher is not None and teacher.accuracy is not None
+    assert teacher.accuracy.mAP >= 0.45
+    assert teacher.size_mb == (ROOT / "recipes" / str(recipe.teacher.checkpoint)).stat().st_size / 1e6
+
+
+def test_the_teacher_record_is_of_the_committed_weights() -> None:
+    weights = ROOT / "recipes" / "checkpoints" / "quickstart_teacher.safetensors"
+    record = read_json(weights.with_suffix(".json"), "teacher record")
+    assert record["sha256"] == sha256_file(weights)
+    assert record["mAP"] >= 0.45
