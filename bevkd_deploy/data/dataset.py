@@ -15,7 +15,7 @@ from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import AugmentationConfig
 from bevkd_deploy.data.augment import augment_points, draw_bev_aug
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.sensor_files import load_image, load_points
+from bevkd_deploy.data.sensor_files import load_image, load_sample_points
 from bevkd_deploy.data.targets import center_targets
 from bevkd_deploy.geometry.boxes import augment_boxes
 from bevkd_deploy.runtime.preprocess import Preprocessor
@@ -87,7 +87,7 @@ class FrameDataset(Dataset[Frame]):
             key = _input_key(spec)
             if key not in images:
                 images[key] = self._preprocessors[name].images([raw[camera] for camera in spec.cameras])
-        sensors = {"images": images, "points": load_points(sample.points_path)}
+        sensors = {"images": images, "points": load_sample_points(sample)}
         if self._cache is not None:
             self._cache[index] = sensors
         return sensors

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bevkd_deploy.contracts.classes import CATEGORY_TO_CLASS, CLASS_NAMES, LIDAR_NAME
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.data.samples import Sample, Sweep
 from bevkd_deploy.geometry.boxes import transform_boxes
 from bevkd_deploy.geometry.calibration import Calibration
 from bevkd_deploy.geometry.frames import invert, pose, quaternion_to_matrix
@@ -52,11 +52,11 @@ class NuScenesTables:
         """Names of all scenes, sorted."""
         return sorted(row["name"] for row in self.tables["scene"].values())
 
-    def samples(self, scenes: set[str], cameras: tuple[str, ...]) -> list[Sample]:
-        """Samples of some scenes, by scene name and time."""
+    def samples(self, scenes: set[str], cameras: tuple[str, ...], sweeps: int = 0) -> list[Sample]:
+        """Samples of some scenes, by scene name and time, each with up to `sweeps` earlier LiDAR turns."""
         named = [(self._row("scene", row["scene_token"])["name"], row) for row in self.tables["sample"].values()]
         chosen = sorted((pair for pair in named if pair[0] in scenes), key=lambda pair: (pair[0], pair[1]["timestamp"]))
-        return [self._sample(row, scene, cameras) for scene, row in chosen]
+        return [self._sample(row, scene, cameras, sweeps) for scene, row in chosen]
 
     def _row(self, table: str, token: str) -> Row:
         try:
@@ -64,7 +64,7 @@ class NuScenesTables:
         except KeyError:
             raise DataError(f"dangling token: {table}.json in {self.root} has no row {token!r}") from None
 
-    def _sample(self, row: Row, scene: str, cameras: tuple[str, ...]) -> Sample:
+    def _sample(self, row: Row, scene: str, cameras: tuple[str, ...], sweeps: int) -> Sample:
         channels = self._keyframes.get(row["token"], {})
         missing = [name for name in (LIDAR_NAME, *cameras) if name not in channels]
         if missing:
@@ -86,7 +86,19 @@ class NuScenesTables:
             labels=labels,
             num_points=counts,
             attributes=attributes,
+            sweeps=self._sweeps(lidar, ego2global @ lidar2ego, sweeps),
         )
+
+    def _sweeps(self, keyframe: Row, lidar2global: NDArray[np.float64], count: int) -> tuple[Sweep, ...]:
+        """Up to `count` LiDAR turns before a keyframe; fewer at the start of a scene."""
+        found: list[Sweep] = []
+        data = keyframe
+        while len(found) < count and data["prev"]:
+            data = self._row("sample_data", data["prev"])
+            sweep2global = self._ego_pose(data) @ self._sensor_pose(data)
+            lag_s = (keyframe["timestamp"] - data["timestamp"]) / 1e6
+            found.append(Sweep(self.root / data["filename"], invert(lidar2global) @ sweep2global, lag_s))
+        return tuple(found)
 
     def _sensor_pose(self, data: Row) -> NDArray[np.float64]:
         sensor = self._row("calibrated_sensor", data["calibrated_sensor_token"])

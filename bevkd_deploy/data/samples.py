@@ -13,6 +13,21 @@ from bevkd_deploy.geometry.calibration import Calibration
 
 
 @dataclass(frozen=True, eq=False)
+class Sweep:
+    """One earlier LiDAR turn.
+
+    Attributes:
+        path: float32 rows of 5, as the keyframe's.
+        sweep2lidar: [4, 4] from this turn's LiDAR frame to the keyframe's, ego motion included.
+        time_lag_s: how much older than the keyframe it is, seconds.
+    """
+
+    path: Path
+    sweep2lidar: NDArray[np.float64]
+    time_lag_s: float
+
+
+@dataclass(frozen=True, eq=False)
 class Sample:
     """Paths, poses and annotations of a keyframe; sensors are read when needed.
 
@@ -29,6 +44,7 @@ class Sample:
         labels: int64 [N], index into CLASS_NAMES; only detection classes are kept.
         num_points: int64 [N], LiDAR plus radar points inside.
         attributes: nuScenes attribute name per box, '' where there is none.
+        sweeps: earlier LiDAR turns, newest first, whose points are added to the keyframe's.
     """
 
     token: str
@@ -43,6 +59,7 @@ class Sample:
     labels: NDArray[np.int64]
     num_points: NDArray[np.int64]
     attributes: tuple[str, ...]
+    sweeps: tuple[Sweep, ...] = ()
 
     @property
     def lidar2global(self) -> NDArray[np.float64]:

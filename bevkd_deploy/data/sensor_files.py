@@ -9,9 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevkd_deploy.contracts.errors import DataError
+from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.geometry.frames import transform_points
 
 #: float32 columns of a nuScenes sweep: x, y, z, intensity, ring.
 POINT_COLUMNS = 5
+
+#: Half the side of the square around an earlier sweep's sensor that holds the vehicle's own returns.
+EGO_HALF_SIDE_M = 1.0
 
 
 def load_points(path: Path) -> NDArray[np.float32]:
@@ -33,6 +38,22 @@ def load_points(path: Path) -> NDArray[np.float32]:
         raise DataError(f"point cloud {path}: {int((~finite).sum())} of {len(points)} points hold NaN or infinity")
     points[:, 4] = 0.0  # the ring number gives way to the time lag: a single sweep has none
     return points
+
+
+def load_sample_points(sample: Sample) -> NDArray[np.float32]:
+    """Points [N, 5] of a keyframe and its sweeps in the keyframe's LiDAR frame, each with its time lag.
+
+    Source of the rule: nuscenes-devkit 1.2.0, LidarPointCloud.from_file_multisweep. Returns within a square of 1 m
+    around an earlier sensor position are the vehicle itself and are dropped, as there; those of the keyframe stay.
+    """
+    clouds = [load_points(sample.points_path)]
+    for sweep in sample.sweeps:
+        points = load_points(sweep.path)
+        points = points[~((np.abs(points[:, 0]) < EGO_HALF_SIDE_M) & (np.abs(points[:, 1]) < EGO_HALF_SIDE_M))]
+        points[:, :3] = transform_points(sweep.sweep2lidar, points[:, :3].astype(np.float64))
+        points[:, 4] = sweep.time_lag_s
+        clouds.append(points)
+    return np.concatenate(clouds) if sample.sweeps else clouds[0]
 
 
 def load_image(path: Path, expected_hw_px: tuple[int, int] | None = None) -> NDArray[np.uint8]:

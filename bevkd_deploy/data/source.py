@@ -34,7 +34,7 @@ def open_split(data: DataConfig, root: Path, split: Split) -> list[Sample]:
     tables = NuScenesTables(root, data.version)
     name = data.train_split if split == "train" else data.val_split
     scenes = _split_scenes(root, name)
-    samples = tables.samples(scenes & set(tables.scene_names()), data.cameras)
+    samples = tables.samples(scenes & set(tables.scene_names()), data.cameras, data.sweeps)
     if not samples:
         raise DataError(f"split {name!r} of {root} ({data.version}) holds no samples; its scenes: {sorted(scenes)[:5]}")
     return samples

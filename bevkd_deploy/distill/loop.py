@@ -99,27 +99,11 @@ def fit(
     accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
     torch.manual_seed(seed)
     sampler = EpochSampler(len(dataset), seed, config.repeat)
-    loader = DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        sampler=sampler,
-        num_workers=config.workers,
-        collate_fn=collate,
-        drop_last=len(sampler) >= config.batch_size,
-        persistent_workers=config.workers > 0,
-        # Its own: a loader draws from it at each start, and a resumed epoch has one start more.
-        generator=torch.Generator(),
-    )
     optimizer = torch.optim.AdamW(step_module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    prepared, optimizer, loader = accelerator.prepare(step_module, optimizer, loader)
+    prepared, optimizer, loader = accelerator.prepare(step_module, optimizer, _loader(dataset, sampler, config))
     steps_per_epoch = len(loader)
     total = steps_per_epoch * config.epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer.optimizer,
-        config.learning_rate,
-        total_steps=total + 1,
-        pct_start=max(config.warmup_fraction, 2 / (total + 1)),  # PyTorch divides by zero in a warm-up without a step
-    )
+    schedule = _one_cycle(optimizer.optimizer, config, total)
     done = 0
     if resume:
         done = _restore(state.load(), accelerator.unwrap_model(prepared), optimizer, schedule)
@@ -143,6 +127,31 @@ def fit(
             save(done)
             hooks.on_epoch(epoch + 1)
             prepared.train()
+
+
+def _loader(dataset: FrameDataset, sampler: EpochSampler, config: TrainConfig) -> DataLoader[dict[str, Any]]:
+    return DataLoader(
+        dataset,
+        batch_size=config.batch_size,
+        sampler=sampler,
+        num_workers=config.workers,
+        collate_fn=collate,
+        drop_last=len(sampler) >= config.batch_size,
+        persistent_workers=config.workers > 0,
+        # Its own: a loader draws from it at each start, and a resumed epoch has one start more.
+        generator=torch.Generator(),
+    )
+
+
+def _one_cycle(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, total: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        config.learning_rate,
+        total_steps=total + 1,
+        pct_start=max(config.warmup_fraction, 2 / (total + 1)),  # PyTorch divides by zero in a warm-up without a step
+    )
 
 
 def _train_one(

@@ -14,7 +14,7 @@ from bevkd_deploy.benchmark.result import Accuracy
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.sensor_files import load_image, load_points
+from bevkd_deploy.data.sensor_files import load_image, load_sample_points
 from bevkd_deploy.evaluation.config import detection_cvpr_2019
 from bevkd_deploy.evaluation.metrics import evaluate
 from bevkd_deploy.evaluation.submission import boxes_to_records, nan_to_null
@@ -33,7 +33,7 @@ _MIN_SCORE = 0.02
 def sensors_of(sample: Sample, cameras: Sequence[str]) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
     """Decoded images in camera order, and points."""
     sizes = dict(zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True))
-    return [load_image(sample.image_paths[name], sizes[name]) for name in cameras], load_points(sample.points_path)
+    return [load_image(sample.image_paths[name], sizes[name]) for name in cameras], load_sample_points(sample)
 
 
 def feeds_of(samples: Sequence[Sample], spec: GraphSpec) -> list[Feed]:

@@ -86,6 +86,16 @@ def test_every_differing_key_is_named(tmp_path: Path, detector: FusionDetector) 
     assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
 
 
+def test_another_width_is_refused(tmp_path: Path, detector: FusionDetector) -> None:
+    weights = imagenet(detector)
+    weights["layer1.0.conv1.weight"] = torch.zeros(64, 64, 3, 3)
+    torch.save(weights, tmp_path / "wide.pth")
+    with pytest.raises(
+        ArtifactError, match=r"missing \[\], unexpected \[\], other shape \['layer1\.0\.conv1\.weight'\]"
+    ):
+        load_backbone(detector, tmp_path / "wide.pth")
+
+
 def test_a_missing_file_is_named(tmp_path: Path, detector: FusionDetector) -> None:
     with pytest.raises(ArtifactError, match=r"pretrained backbone not found: .*gone\.pth"):
         load_backbone(detector, tmp_path / "gone.pth")
