@@ -52,6 +52,19 @@ def load_detector(path: Path, detector: nn.Module, config: ModelConfig, expected
     return digest
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes that `save_detector` wrote into a file.
+
+    Raises:
+        ArtifactError: the file is damaged or was not written by `save_detector`.
+    """
+    _, header = _read(path)
+    if header is None:
+        raise ArtifactError(f"checkpoint {path} carries no notes of bevkd")
+    notes: dict[str, Any] = json.loads(header)["notes"]
+    return notes
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         with safe_open(path, framework="pt") as handle:

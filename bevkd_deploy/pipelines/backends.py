@@ -114,9 +114,13 @@ def artefact_contenders(
     Without a chosen engine, the plan is measured where it runs, else its ONNX twin, and the choice is said.
     """
     files = sorted(path for path in run.export_dir.glob("student.*.*") if path.suffix in (".onnx", ".plan"))
+    # Plans of one precision for several targets would share a row: the newest one stands for them.
+    newest = (run.export_dir / "student.plan").resolve()
+    files.sort(key=lambda path: path.resolve() != newest)
     if not files and engine is None:
         raise ArtifactError(f"{run.path} has no exported student; run: bevkd export --run {run.path} --trt fp16")
-    others = [artefact_contender(path, environment, must_run=False) for path in files]
+    rows = [artefact_contender(path, environment, must_run=False) for path in files]
+    others = [row for index, row in enumerate(rows) if row.key not in [earlier.key for earlier in rows[:index]]]
     if engine is not None:
         chosen = artefact_contender(engine, environment, must_run=True)
         console.print(f"  engine {engine.resolve().name}")

@@ -16,7 +16,7 @@ from bevkd_deploy.contracts.recipe import ModelConfig, TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
-from bevkd_deploy.models.checkpoint import save_detector
+from bevkd_deploy.models.checkpoint import read_notes, save_detector
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.pipelines.accuracy import detect, ground_truth, score
 from bevkd_deploy.pipelines.progress import Bar, bar
@@ -68,7 +68,7 @@ def run_training(
     """
     last = job.folder / "checkpoints" / "last.safetensors"
     best = job.folder / "checkpoints" / "best.safetensors"
-    best_map = -1.0
+    best_map = read_notes(best)["mAP"] if resume and best.is_file() else -1.0
     summary: dict[str, Any] = {}
 
     def save_weights(module: nn.Module) -> None:

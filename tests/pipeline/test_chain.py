@@ -16,6 +16,8 @@ from bevkd_deploy.benchmark.result import load_bench
 from bevkd_deploy.contracts.files import sha256_file
 from bevkd_deploy.contracts.sidecar import load_sidecar
 
+from .conftest import RECIPES, SMALL
+
 
 @pytest.fixture(scope="module")
 def bench(chain: Any) -> Any:
@@ -172,6 +174,28 @@ def test_gates_decide_the_exit_code(chain: Any, bevkd: Callable[..., Any]) -> No
     assert "perfect" in done.err
     assert 'failures="1"' in junit.read_text()
     assert '"small"' in junit.read_text()
+
+
+def test_two_targets_share_one_row(chain: Any, bevkd: Callable[..., Any]) -> None:
+    copy = chain.folder / "targets"
+    shutil.copytree(chain.run, copy, symlinks=True)
+    bevkd("export", "--run", str(copy), "--trt", "fp16", "--target", "l4", cwd=chain.folder)
+    assert len(list((copy / "export").glob("*.plan"))) == 3  # two plans and the link to the newer one
+    bevkd("benchmark", "--run", str(copy), cwd=chain.folder)
+    bench = load_bench(copy / "benchmark" / "bench.json")
+    assert [row.engine for row in bench.backends if row.name == "tensorrt_rtx"] == ["student.fp16.l4.plan"]
+
+
+def test_run_reuses_finished_stages(chain: Any, bevkd: Callable[..., Any]) -> None:
+    copy = chain.folder / "resumed"
+    shutil.copytree(chain.run, copy, symlinks=True)
+    recipe = str(RECIPES / "quickstart.yaml")
+    done = bevkd("run", recipe, *SMALL, "gates=[]", "--run-dir", str(copy), "--resume", cwd=chain.folder)
+    assert done.err.count("reused") == 2
+    (copy / "export" / "student.fp32.onnx").unlink()
+    done = bevkd("run", recipe, *SMALL, "gates=[]", "--run-dir", str(copy), "--resume", cwd=chain.folder)
+    assert done.err.count("reused") == 1
+    assert (copy / "export" / "student.fp32.onnx").is_file()
 
 
 def test_json_on_stdout_is_json_alone(chain: Any, bevkd: Callable[..., Any]) -> None:

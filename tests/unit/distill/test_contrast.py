@@ -75,9 +75,10 @@ def test_cells_within_two_metres_are_no_negatives() -> None:
 
 def test_distance_counts_rows_and_columns_and_only_within_a_frame() -> None:
     loss = loss_of(cell_m=1.0)
-    frame = torch.tensor([0, 0, 0, 1])
-    cell = torch.tensor([2, 9, 13, 9])  # on a map of 7 columns: (0, 2), (1, 2), (1, 6), and (1, 2) of another frame
-    classes = torch.tensor([0, 1, 2, 3])
+    frame = torch.tensor([0, 0, 0, 1, 0])
+    # On a map of 7 columns: (0, 2), (1, 2), (1, 6), then (1, 2) of another frame, and (3, 2).
+    cell = torch.tensor([2, 9, 13, 9, 23])
+    classes = torch.tensor([0, 1, 2, 3, 4])
     alike = loss._too_alike(frame, cell, classes, 7)
     assert alike.nonzero().tolist() == [[0, 1], [1, 0]]
 

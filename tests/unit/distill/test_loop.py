@@ -170,6 +170,19 @@ def test_a_run_tells_its_caller_what_happens(uninterrupted: dict[str, Any]) -> N
     assert rates.index(max(rates)) in (1, 2)  # warm-up over the first fifth
 
 
+def test_every_epoch_takes_draws_of_its_own(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    read = FrameDataset.__getitem__
+
+    def note(dataset: FrameDataset, position: int) -> dict[str, Any]:
+        taken.append(position)
+        return read(dataset, position)
+
+    monkeypatch.setattr(FrameDataset, "__getitem__", note)
+    runner.run(tmp_path)
+    assert [sorted(taken[start : start + 4]) for start in (0, 4, 8)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
 @pytest.mark.parametrize("step", [2, 4, 6, 9])
 def test_ctrl_c_at_any_step_resumes_to_the_same_bits(
     runner: Runner, uninterrupted: dict[str, Any], tmp_path: Path, step: int
