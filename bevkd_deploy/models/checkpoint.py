@@ -16,6 +16,11 @@ from bevkd_deploy.contracts.recipe import ModelConfig
 
 _KEY = "bevkd"
 
+#: Settings that may change after training: capacities, the number of boxes, what only training reads.
+_FREE_SETTINGS = {
+    "camera.pretrained", "head.min_radius_cells", "head.top_k", "lidar.max_pillars", "lidar.max_points",
+}  # fmt: skip
+
 
 def save_detector(path: Path, detector: nn.Module, config: ModelConfig, notes: dict[str, Any] | None = None) -> Path:
     """Write the weights of a detector atomically; `notes` (JSON) travels in the file's metadata."""
@@ -40,10 +45,11 @@ def load_detector(path: Path, detector: nn.Module, config: ModelConfig, expected
     if expected_sha256 is not None and digest != expected_sha256:
         raise ArtifactError(f"checkpoint {path} has sha256 {digest}, the recipe expects {expected_sha256}")
     tensors, header = _read(path)
+    made_for = json.loads(header)["model"] if header else {}
+    differences = _differences(made_for, config.model_dump(mode="json"))
     problems = _key_problems(tensors, detector.state_dict())
-    if problems:
-        made_for = json.loads(header)["model"] if header else None
-        differences = _differences(made_for, config.model_dump(mode="json")) if made_for else []
+    # Weights of another range or depth have the same shapes and detect nothing: settings count as much as keys.
+    if problems or differences:
         raise ArtifactError(
             "\n  ".join([f"checkpoint {path} does not fit this model:", *differences, *problems])
             + "\nUse the recipe it was trained with, or train this model again"
@@ -88,10 +94,10 @@ def _key_problems(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[s
 def _differences(made_for: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
     """Settings that differ between the checkpoint's model and the one asked for, by dotted key."""
     lines = []
-    for key in sorted({*made_for, *asked}):
-        old, new = made_for.get(key), asked.get(key)
+    for key in sorted(set(made_for) & set(asked)):
+        old, new = made_for[key], asked[key]
         if isinstance(old, dict) and isinstance(new, dict):
             lines += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
+        elif old != new and f"{prefix}{key}" not in _FREE_SETTINGS:
             lines.append(f"setting: {prefix}{key} was {old} in training, is {new} here")
     return lines

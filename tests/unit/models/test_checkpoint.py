@@ -63,6 +63,18 @@ def test_another_model_is_told_its_settings_and_keys(
     assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
 
 
+def test_settings_count_even_where_every_shape_fits(
+    saved: Path, tiny_model_config: MakeConfig, tiny_spec: GraphSpec
+) -> None:
+    config = tiny_model_config()
+    first, last = config.camera.depth_m
+    farther = config.model_copy(update={"camera": config.camera.model_copy(update={"depth_m": (first, last + 5)})})
+    with pytest.raises(ArtifactError, match="setting: camera.depth_m was"):
+        load_detector(saved, build_detector(farther, tiny_spec, 2), farther)
+    fewer = config.model_copy(update={"head": config.head.model_copy(update={"top_k": config.head.top_k - 1})})
+    load_detector(saved, build_detector(fewer, tiny_spec, 2), fewer)
+
+
 def test_a_key_too_many_is_named(saved: Path, tiny_model_config: MakeConfig, tiny_spec: GraphSpec) -> None:
     config = tiny_model_config()
     tensors = dict(build_detector(config, tiny_spec, 0).state_dict())
