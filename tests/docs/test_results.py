@@ -34,3 +34,13 @@ def test_the_teacher_record_is_of_the_committed_weights() -> None:
     record = read_json(weights.with_suffix(".json"), "teacher record")
     assert record["sha256"] == sha256_file(weights)
     assert record["mAP"] >= 0.45
+
+
+def test_the_readme_quotes_the_measured_gain() -> None:
+    result = read_json(ROOT / "benchmarks" / "distillation" / "results.json", "result")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(result["seeds"]) >= 3
+    figures = [*result["mean_mAP"].values(), *result["std_mAP"].values()]
+    figures += [result["gain_mAP"]["min"], result["gain_mAP"]["max"]]
+    for figure in figures:
+        assert f"{figure:.3f}" in text
