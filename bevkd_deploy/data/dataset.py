@@ -15,7 +15,7 @@ from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import AugmentationConfig
 from bevkd_deploy.data.augment import augment_points, draw_bev_aug
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.sensor_files import load_image, load_sample_points
+from bevkd_deploy.data.sensor_files import load_sample_images, load_sample_points
 from bevkd_deploy.data.targets import center_targets
 from bevkd_deploy.geometry.boxes import augment_boxes
 from bevkd_deploy.runtime.preprocess import Preprocessor
@@ -80,8 +80,8 @@ class FrameDataset(Dataset[Frame]):
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self.samples[index]
-        sizes = dict(zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True))
-        raw = {name: load_image(path, sizes[name]) for name, path in sample.image_paths.items()}
+        cameras = list(sample.image_paths)
+        raw = dict(zip(cameras, load_sample_images(sample, cameras), strict=True))
         images: dict[str, NDArray[np.uint8]] = {}
         for name, spec in self.specs.items():
             key = _input_key(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -38,6 +39,12 @@ def load_points(path: Path) -> NDArray[np.float32]:
         raise DataError(f"point cloud {path}: {int((~finite).sum())} of {len(points)} points hold NaN or infinity")
     points[:, 4] = 0.0  # the ring number gives way to the time lag: a single sweep has none
     return points
+
+
+def load_sample_images(sample: Sample, cameras: Sequence[str]) -> list[NDArray[np.uint8]]:
+    """Images of some cameras as RGB uint8 [H, W, 3], in the given order; each must have its calibration's size."""
+    sizes = dict(zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True))
+    return [load_image(sample.image_paths[name], sizes[name]) for name in cameras]
 
 
 def load_sample_points(sample: Sample) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from bevkd_deploy.benchmark.result import Accuracy
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.sensor_files import load_image, load_sample_points
+from bevkd_deploy.data.sensor_files import load_sample_images, load_sample_points
 from bevkd_deploy.evaluation.config import detection_cvpr_2019
 from bevkd_deploy.evaluation.metrics import evaluate
 from bevkd_deploy.evaluation.submission import boxes_to_records, nan_to_null
@@ -32,8 +32,13 @@ _MIN_SCORE = 0.02
 
 def sensors_of(sample: Sample, cameras: Sequence[str]) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
     """Decoded images in camera order, and points."""
-    sizes = dict(zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True))
-    return [load_image(sample.image_paths[name], sizes[name]) for name in cameras], load_sample_points(sample)
+    return load_sample_images(sample, cameras), load_sample_points(sample)
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most `count` frames spread evenly over a split, both ends included."""
+    places = np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)
+    return [samples[place] for place in np.unique(places)]
 
 
 def feeds_of(samples: Sequence[Sample], spec: GraphSpec) -> list[Feed]:
@@ -74,14 +79,35 @@ def records_of(sample: Sample, detections: Detections) -> list[dict[str, Any]]:
     )
 
 
-def detect(samples: Sequence[Sample], spec: GraphSpec, infer: Infer, console: Console, title: str) -> Records:
-    """Detections of one network on some frames, in the submission format."""
-    preprocess = Preprocessor(spec)
-    found: Records = {}
+def submission_of(samples: Sequence[Sample], found: dict[str, Detections]) -> Records:
+    """Detections of some frames, by token, in the submission format."""
+    return {sample.token: records_of(sample, found[sample.token]) for sample in samples}
+
+
+def detect(
+    samples: Sequence[Sample], infers: dict[str, tuple[GraphSpec, Infer]], console: Console, title: str
+) -> dict[str, dict[str, Detections]]:
+    """Run several networks or engines on the same frames; each input geometry is prepared once a frame.
+
+    Args:
+        samples: frames.
+        infers: by name, the graph inputs that are wanted and what turns them into detections.
+        console: shows a bar.
+        title: of the bar.
+
+    Returns:
+        Name -> token -> detections.
+    """
+    preprocessors = {spec: Preprocessor(spec) for spec, _ in infers.values()}
+    found: dict[str, dict[str, Detections]] = {name: {} for name in infers}
     with bar(console, title, len(samples)) as progress:
         for sample in samples:
-            feed = preprocess(*sensors_of(sample, spec.cameras), sample.calibration)
-            found[sample.token] = records_of(sample, infer(feed))
+            feeds = {
+                spec: preprocess(*sensors_of(sample, spec.cameras), sample.calibration)
+                for spec, preprocess in preprocessors.items()
+            }
+            for name, (spec, infer) in infers.items():
+                found[name][sample.token] = infer(feeds[spec])
             progress.advance()
     return found
 

@@ -17,6 +17,7 @@ from bevkd_deploy.contracts.sidecar import load_sidecar
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.pipelines.accuracy import Infer
 from bevkd_deploy.pipelines.runs import Run
 from bevkd_deploy.pipelines.teacher import Teacher
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
@@ -42,7 +43,7 @@ class Contender:
     precision: str
     device: str
     spec: GraphSpec
-    infer: Any = None
+    infer: Infer | None = None
     timed: Backend[SensorFrame] | None = None
     path: Path | None = None
     reason: str | None = None
@@ -52,6 +53,11 @@ class Contender:
     def key(self) -> str:
         """Unique name."""
         return backend_key(self.name, self.precision)
+
+
+def infers_of(contenders: list[Contender]) -> dict[str, tuple[GraphSpec, Infer]]:
+    """What `accuracy.detect` takes, for the rows that run here."""
+    return {row.key: (row.spec, row.infer) for row in contenders if row.infer is not None}
 
 
 def torch_contenders(run: Run, teacher: Teacher, environment: dict[str, Any]) -> list[Contender]:
@@ -119,16 +125,21 @@ def artefact_contenders(
     files.sort(key=lambda path: path.resolve() != newest)
     if not files and engine is None:
         raise ArtifactError(f"{run.path} has no exported student; run: bevkd export --run {run.path} --trt fp16")
-    rows = [artefact_contender(path, environment, must_run=False) for path in files]
-    others = [row for index, row in enumerate(rows) if row.key not in [earlier.key for earlier in rows[:index]]]
+    rows: dict[str, Contender] = {}
     if engine is not None:
         chosen = artefact_contender(engine, environment, must_run=True)
         console.print(f"  engine {engine.resolve().name}")
-    else:
-        default = [row for row in others if row.infer is not None and row.path == _default_engine(run)]
-        chosen = (default or [row for row in others if row.infer is not None])[0]
+        rows[chosen.key] = chosen
+        files = [path for path in files if path.resolve() != engine.resolve()]  # loaded already
+    for row in [artefact_contender(path, environment, must_run=False) for path in files]:
+        rows.setdefault(row.key, row)
+    if engine is None:
+        running = [row for row in rows.values() if row.infer is not None]
+        if not running:
+            raise CannotRunHere("; ".join(str(row.reason) for row in rows.values()))
+        chosen = next((row for row in running if row.path == _default_engine(run)), running[0])
         console.print(f"  engine {chosen.path.name if chosen.path else chosen.key}, the newest that runs here")
-    return [chosen, *[row for row in others if row.key != chosen.key]]
+    return [chosen, *[row for row in rows.values() if row is not chosen]]
 
 
 def resolve_engine(engine: Path, run: Run) -> Path:

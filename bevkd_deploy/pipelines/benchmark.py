@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from bevkd_deploy.benchmark.environment import collect_environment
@@ -21,8 +20,8 @@ from bevkd_deploy.contracts.requests import BenchmarkRequest
 from bevkd_deploy.contracts.sidecar import ParityRow, load_sidecar
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.source import open_split
-from bevkd_deploy.pipelines.accuracy import Records, accuracy_of, ground_truth, records_of, score, sensors_of
-from bevkd_deploy.pipelines.backends import Contender, artefact_contenders, resolve_engine, torch_contenders
+from bevkd_deploy.pipelines.accuracy import accuracy_of, detect, ground_truth, score, sensors_of, spread, submission_of
+from bevkd_deploy.pipelines.backends import Contender, artefact_contenders, infers_of, resolve_engine, torch_contenders
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
 from bevkd_deploy.pipelines.frame_files import write_frame_files
 from bevkd_deploy.pipelines.progress import bar
@@ -35,7 +34,6 @@ from bevkd_deploy.report.html import collect_inputs, write_html
 from bevkd_deploy.report.junit import write_junit
 from bevkd_deploy.report.markdown import render_markdown, summary_markdown
 from bevkd_deploy.runtime.detections import Detections
-from bevkd_deploy.runtime.preprocess import Feed, Preprocessor
 
 Found = dict[str, dict[str, Detections]]
 
@@ -83,9 +81,10 @@ def benchmark_run(run: Run, request: BenchmarkRequest, console: Console) -> Benc
     running = [row for row in contenders if row.infer is not None]
     samples = open_split(recipe.data, root, "val")
 
-    found, parity = _detect_all(running, samples, console)
+    title = "detecting on the validation frames with every backend"
+    found = detect(samples, infers_of(running), console, title)
     truth = ground_truth(samples)
-    summaries = {key: score(_records(frames, samples), truth) for key, frames in found.items()}
+    summaries = {key: score(submission_of(samples, frames), truth) for key, frames in found.items()}
     for key, summary in summaries.items():
         # Teacher and student in PyTorch have theirs from the distillation stage.
         if not key.startswith(("teacher", "student")):
@@ -97,7 +96,7 @@ def benchmark_run(run: Run, request: BenchmarkRequest, console: Console) -> Benc
         frames=min(recipe.benchmark.frames, len(samples)),
         boundary=END_TO_END,
         backends=rows,
-        parity=tuple(parity),
+        parity=tuple(_parity(running, samples, found)),
     )
     gates = evaluate_gates(recipe.gates, draft, latencies, request.require)
     bench = draft.model_copy(update={"gates": gates})
@@ -134,44 +133,34 @@ def _require_own_student(run: Run, artefacts: list[Contender]) -> None:
             )
 
 
-def _detect_all(running: list[Contender], samples: list[Sample], console: Console) -> tuple[Found, list[ParityRow]]:
-    """Detections of every backend on every frame; each input geometry is prepared once a frame."""
-    found: Found = {row.key: {} for row in running}
-    parity: list[ParityRow] = []
-    preprocessors = {row.spec: Preprocessor(row.spec) for row in running}
-    with bar(console, "detecting on the validation frames with every backend", len(samples)) as progress:
-        for sample in samples:
-            feeds: dict[Any, Feed] = {}
-            for spec, preprocess in preprocessors.items():
-                feeds[spec] = preprocess(*sensors_of(sample, spec.cameras), sample.calibration)
-            for row in running:
-                found[row.key][sample.token] = row.infer(feeds[row.spec])
-            student = found["student-torch-fp32"][sample.token]
-            for row in running:
-                if row.path is not None:
-                    ours = found[row.key][sample.token]
-                    parity += compare_outputs(_arrays(student), _arrays(ours), row.precision, "student-torch", row.name)
-            progress.advance()
+def _parity(running: list[Contender], samples: list[Sample], found: Found) -> list[ParityRow]:
+    """Every artefact against the student in PyTorch, worst frame of each output."""
     rows: list[ParityRow] = []
-    for row in running:
-        rows += worst([p for p in parity if (p.candidate, p.tier) == (row.name, row.precision)])
-    return found, rows
+    for row in [row for row in running if row.path is not None]:
+        frames = [
+            compare_outputs(
+                _arrays(found["student-torch-fp32"][sample.token]),
+                _arrays(found[row.key][sample.token]),
+                row.precision,
+                "student-torch",
+                row.name,
+            )
+            for sample in samples
+        ]
+        rows += worst([output for frame in frames for output in frame])
+    return rows
 
 
 def _arrays(detections: Detections) -> dict[str, Any]:
     return {"boxes": detections.boxes, "scores": detections.scores, "labels": detections.labels}
 
 
-def _records(frames: dict[str, Detections], samples: list[Sample]) -> Records:
-    return {sample.token: records_of(sample, frames[sample.token]) for sample in samples}
-
-
 def _time_all(run: Run, running: list[Contender], samples: list[Sample], console: Console) -> dict[str, LatencySamples]:
     settings = run.loaded.recipe.benchmark
     cameras = run.loaded.recipe.data.cameras
     # Frames spread over the split: point counts, and with them the cost of a frame, differ from scene to scene.
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(settings.frames, len(samples))).astype(int))
-    frames = [SensorFrame(*sensors_of(samples[index], cameras), samples[index].calibration) for index in chosen]
+    chosen = spread(samples, settings.frames)
+    frames = [SensorFrame(*sensors_of(sample, cameras), sample.calibration) for sample in chosen]
     while len(frames) < settings.frames and len(samples) < settings.frames:
         frames.append(frames[len(frames) % len(samples)])  # a split of a few frames is gone through again
     timed = {row.key: row.timed for row in running if row.timed is not None}

@@ -36,8 +36,10 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "state", "detail"):
         table.add_column(name, overflow="fold")
-    lines = [*_data_lines(loaded), _teacher_line(loaded), *_model_lines(loaded), *_loss_lines(loaded)]
-    lines.append(_export_line(loaded))
+    teacher = FusionDetector(recipe.teacher.model, recipe.teacher_spec())
+    student = FusionDetector(recipe.student.model, recipe.student_spec())
+    lines = [*_data_lines(loaded), _teacher_line(loaded), *_model_lines(recipe, teacher, student)]
+    lines += [*_loss_lines(recipe, teacher, student), _export_line(loaded)]
     for line in lines:
         table.add_row(line.stage, line.state, line.detail)
     console.print(table)
@@ -80,10 +82,9 @@ def _teacher_line(loaded: LoadedRecipe) -> _Line:
     return _Line("teacher", "found", f"{path}, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_file(path)[:12]}")
 
 
-def _model_lines(loaded: LoadedRecipe) -> list[_Line]:
-    recipe = loaded.recipe
+def _model_lines(recipe: Recipe, teacher: FusionDetector, student: FusionDetector) -> list[_Line]:
     lines = []
-    for who, detector in (("teacher", _teacher(recipe)), ("student", _student(recipe))):
+    for who, detector in (("teacher", teacher), ("student", student)):
         size = f"{parameter_count(detector) / 1e6:.2f} M parameters"
         lines.append(_Line(f"{who} model", size, _geometry(detector.spec)))
     for who, model in (("teacher", recipe.teacher.model), ("student", recipe.student.model)):
@@ -95,13 +96,11 @@ def _model_lines(loaded: LoadedRecipe) -> list[_Line]:
     return lines
 
 
-def _loss_lines(loaded: LoadedRecipe) -> list[_Line]:
-    recipe = loaded.recipe
+def _loss_lines(recipe: Recipe, teacher: FusionDetector, student: FusionDetector) -> list[_Line]:
     lines = []
     heatmap = recipe.distill.losses.heatmap
     if heatmap:
         lines.append(_Line("loss heatmap", f"weight {heatmap.weight:g}", "heatmaps of bbox_head, by class name"))
-    student, teacher = _student(recipe), _teacher(recipe)
     for name, pair in tap_pairs(recipe.distill).items():
         Taps(student, [pair.student], detach=True)  # both raise where a path names no module
         Taps(teacher, [pair.teacher], detach=True)
@@ -114,14 +113,6 @@ def _export_line(loaded: LoadedRecipe) -> _Line:
     export = loaded.recipe.export
     target = load_target(export.target)
     return _Line("export", "to be run", f"{', '.join(export.precisions)} ONNX, plan for {target.name} (SM {target.sm})")
-
-
-def _student(recipe: Recipe) -> FusionDetector:
-    return FusionDetector(recipe.student.model, recipe.student_spec())
-
-
-def _teacher(recipe: Recipe) -> FusionDetector:
-    return FusionDetector(recipe.teacher.model, recipe.teacher_spec())
 
 
 def _schedule(train: TrainConfig) -> str:

@@ -18,9 +18,9 @@ from bevkd_deploy.data.source import open_split
 from bevkd_deploy.exporting.export import ExportOptions, ExportResult, Provenance, export_student
 from bevkd_deploy.geometry.calibration import Calibration
 from bevkd_deploy.models.checkpoint import load_detector
-from bevkd_deploy.models.detector import DeployedStudent, FusionDetector, parameter_count
+from bevkd_deploy.models.detector import DeployedStudent, parameter_count
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.accuracy import feeds_of
+from bevkd_deploy.pipelines.accuracy import feeds_of, spread
 from bevkd_deploy.pipelines.datasets import prepare_data
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, create_run, latest_run, open_run
@@ -67,7 +67,10 @@ def export_run(run: Run, request: ExportRequest, console: Console) -> ExportResu
         recipe.export.keep_fp32,
     )
     provenance = Provenance(recipe.name, run.loaded.digest, checkpoint, run.manifest()["commit"])
-    result = _export(detector, spec, run, options, provenance, feeds, console)
+    student = DeployedStudent(detector.eval())
+    result = export_student(
+        student, spec, run.export_dir, options, provenance, feeds, lambda line: console.print(f"  {line}")
+    )
     written = [*result.onnx.values(), *(plan.path for plan in result.plans.values())]
     run.record_stage(
         "export", time.monotonic() - start, {"checkpoint": checkpoint, "recipe": run.loaded.digest}, written
@@ -75,25 +78,9 @@ def export_run(run: Run, request: ExportRequest, console: Console) -> ExportResu
     return result
 
 
-def _export(
-    detector: FusionDetector,
-    spec: GraphSpec,
-    run: Run,
-    options: ExportOptions,
-    provenance: Provenance,
-    feeds: list[Feed],
-    console: Console,
-) -> ExportResult:
-    student = DeployedStudent(detector.eval())
-    return export_student(
-        student, spec, run.export_dir, options, provenance, feeds, lambda line: console.print(f"  {line}")
-    )
-
-
 def _validation_feeds(recipe: Recipe, spec: GraphSpec, console: Console) -> list[Feed]:
     samples = open_split(recipe.data, prepare_data(recipe, console), "val")
-    chosen = np.linspace(0, len(samples) - 1, min(recipe.export.parity_frames, len(samples))).astype(int)
-    return feeds_of([samples[index] for index in sorted(set(chosen))], spec)
+    return feeds_of(spread(samples, recipe.export.parity_frames), spec)
 
 
 def synthetic_feed(spec: GraphSpec, seed: int) -> Feed:

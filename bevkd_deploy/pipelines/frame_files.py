@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.report.frame_view import FrameBox, FrameView, write_frame_view
+from bevkd_deploy.report.frame_view import FrameBox, FrameView, load_frame_view, write_frame_view
 from bevkd_deploy.report.pictures import draw_frame
 from bevkd_deploy.runtime.detections import Detections
 
@@ -37,14 +37,7 @@ def write_frame_files(
     pictures: list[Path] = []
     for sample in samples:
         view = _view(sample, spec, {actor: frames[sample.token] for actor, frames in detections.items()}, folder)
-        write_frame_view(view, folder)
-        absolute = view.model_copy(
-            update={
-                "images": {camera: folder / path for camera, path in view.images.items()},
-                "points_path": folder / view.points_path,
-            }
-        )
-        pictures += draw_frame(absolute, folder)
+        pictures += draw_frame(load_frame_view(write_frame_view(view, folder)), folder)
     return pictures
 
 

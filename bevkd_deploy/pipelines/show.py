@@ -10,15 +10,12 @@ from rich.console import Console
 from bevkd_deploy.benchmark.environment import collect_environment
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.source import open_split
-from bevkd_deploy.pipelines.accuracy import sensors_of
-from bevkd_deploy.pipelines.backends import torch_contenders
+from bevkd_deploy.pipelines.accuracy import detect
+from bevkd_deploy.pipelines.backends import infers_of, torch_contenders
 from bevkd_deploy.pipelines.datasets import prepare_data
 from bevkd_deploy.pipelines.frame_files import write_frame_files
-from bevkd_deploy.pipelines.progress import bar
 from bevkd_deploy.pipelines.runs import open_run
 from bevkd_deploy.pipelines.teacher import obtain_teacher
-from bevkd_deploy.runtime.detections import Detections
-from bevkd_deploy.runtime.preprocess import Preprocessor
 
 
 def show(run_path: Path, *, console: Console) -> list[Path]:
@@ -29,14 +26,9 @@ def show(run_path: Path, *, console: Console) -> list[Path]:
     teacher = obtain_teacher(run.loaded, root, console)
     contenders = torch_contenders(run, teacher, collect_environment())
     samples = picture_samples(open_split(recipe.data, root, "val"), max(1, recipe.benchmark.pictures))
-    found: dict[str, dict[str, Detections]] = {"teacher": {}, "student": {}}
-    with bar(console, "drawing pictures", len(samples)) as progress:
-        for sample in samples:
-            for actor, row in zip(("teacher", "student"), contenders, strict=True):
-                feed = Preprocessor(row.spec)(*sensors_of(sample, row.spec.cameras), sample.calibration)
-                found[actor][sample.token] = row.infer(feed)
-            progress.advance()
-        pictures = write_frame_files(samples, recipe.student_spec(), found, run.path / "pictures")
+    found = detect(samples, infers_of(contenders), console, "detecting")
+    actors = {"teacher": found["teacher-fp32"], "student": found["student-torch-fp32"]}
+    pictures = write_frame_files(samples, recipe.student_spec(), actors, run.path / "pictures")
     for picture in pictures:
         console.print(str(picture))
     return pictures

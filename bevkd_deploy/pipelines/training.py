@@ -18,7 +18,7 @@ from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
 from bevkd_deploy.models.checkpoint import read_notes, save_detector
 from bevkd_deploy.models.detector import FusionDetector
-from bevkd_deploy.pipelines.accuracy import detect, ground_truth, score
+from bevkd_deploy.pipelines.accuracy import detect, ground_truth, score, submission_of
 from bevkd_deploy.pipelines.progress import Bar, bar
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 
@@ -107,8 +107,8 @@ def run_training(
 
 def evaluate_detector(detector: FusionDetector, samples: list[Sample], console: Console, title: str) -> dict[str, Any]:
     """Metrics of a network in PyTorch on some samples."""
-    found = detect(samples, detector.spec, TorchDetector(detector).infer, console, title)
-    return score(found, ground_truth(samples))
+    found = detect(samples, {"network": (detector.spec, TorchDetector(detector).infer)}, console, title)
+    return score(submission_of(samples, found["network"]), ground_truth(samples))
 
 
 def headline(summary: dict[str, Any]) -> str:
