@@ -46,7 +46,7 @@ END_TO_END = (
 class SensorFrame:
     """Decoded sensor arrays of one frame, as `Detector.detect` takes them."""
 
-    images: Sequence[NDArray[np.uint8]]
+    images: Sequence[NDArray[np.uint8] | None]
     points: NDArray[np.float32]
     calibration: Calibration
 

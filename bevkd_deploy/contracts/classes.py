@@ -36,6 +36,9 @@ CATEGORY_TO_CLASS: dict[str, str] = {
     "vehicle.truck": "truck",
 }
 
+#: Not a detection class: cycles parked in a rack are left out of the evaluation.
+BIKE_RACK_CATEGORY = "static_object.bicycle_rack"
+
 CAMERA_NAMES: tuple[str, ...] = (
     "CAM_FRONT",
     "CAM_FRONT_RIGHT",

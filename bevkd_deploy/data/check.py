@@ -9,7 +9,7 @@ from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.data.mmdet3d_infos import broken_sensor_files, read_info_file
 from bevkd_deploy.data.nuscenes_tables import NuScenesTables
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.sensor_files import load_image, load_points
+from bevkd_deploy.data.sensor_files import load_image, load_sample_points
 
 
 def check_dataset(root: Path, infos: Path | None) -> list[str]:
@@ -57,7 +57,7 @@ def _check_sample(sample: Sample) -> list[str]:
     findings: list[str] = []
     sizes = dict(zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True))
     try:
-        load_points(sample.points_path)
+        load_sample_points(sample)
     except DataError as error:
         findings.append(f"sample {sample.token}: {error}")
     for camera, path in sample.image_paths.items():

@@ -80,7 +80,7 @@ class FrameDataset(Dataset[Frame]):
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self.samples[index]
-        cameras = list(sample.image_paths)
+        cameras = list(dict.fromkeys(camera for spec in self.specs.values() for camera in spec.cameras))
         raw = dict(zip(cameras, load_sample_images(sample, cameras), strict=True))
         images: dict[str, NDArray[np.uint8]] = {}
         for name, spec in self.specs.items():
@@ -102,7 +102,8 @@ class FrameDataset(Dataset[Frame]):
     ) -> dict[str, Tensor]:
         preprocessor = self._preprocessors[name]
         pillars = preprocessor.pillars(points)
-        lut_pixel, lut_depth = preprocessor.tables(sample.calibration, bev_aug)
+        missing = [camera for camera in preprocessor.spec.cameras if camera not in sample.image_paths]
+        lut_pixel, lut_depth = preprocessor.tables(sample.calibration, bev_aug, missing=missing)
         arrays = {
             "images": images,
             "pillars": pillars.pillars,

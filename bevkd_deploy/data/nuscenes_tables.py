@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bevkd_deploy.contracts.classes import CATEGORY_TO_CLASS, CLASS_NAMES, LIDAR_NAME
+from bevkd_deploy.contracts.classes import BIKE_RACK_CATEGORY, CATEGORY_TO_CLASS, CLASS_NAMES, LIDAR_NAME
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.data.samples import Sample, Sweep
+from bevkd_deploy.data.samples import GlobalBoxes, Sample, Sweep
 from bevkd_deploy.geometry.boxes import transform_boxes
 from bevkd_deploy.geometry.calibration import Calibration
 from bevkd_deploy.geometry.frames import invert, pose, quaternion_to_matrix
@@ -72,7 +72,8 @@ class NuScenesTables:
         lidar = channels[LIDAR_NAME]
         lidar2ego = self._sensor_pose(lidar)
         ego2global = self._ego_pose(lidar)
-        boxes, labels, counts, attributes = self._objects(row["token"], invert(ego2global @ lidar2ego))
+        rows, racks = self._annotated(row["token"])
+        annotations = _global_boxes([(annotation, self._velocity(annotation)) for annotation, _ in rows])
         return Sample(
             token=row["token"],
             scene=scene,
@@ -82,11 +83,13 @@ class NuScenesTables:
             calibration=self._calibration(channels, cameras, ego2global @ lidar2ego),
             lidar2ego=lidar2ego,
             ego2global=ego2global,
-            boxes=boxes,
-            labels=labels,
-            num_points=counts,
-            attributes=attributes,
+            boxes=_boxes_in(annotations, invert(ego2global @ lidar2ego)),
+            labels=np.array([CLASS_NAMES.index(name) for _, name in rows], dtype=np.int64),
+            num_points=np.array([a["num_lidar_pts"] + a["num_radar_pts"] for a, _ in rows], dtype=np.int64),
+            attributes=tuple(self._attribute(annotation) for annotation, _ in rows),
             sweeps=self._sweeps(lidar, ego2global @ lidar2ego, sweeps),
+            annotations=annotations,
+            bike_racks=_global_boxes([(rack, (np.nan, np.nan)) for rack in racks]),
         )
 
     def _sweeps(self, keyframe: Row, lidar2global: NDArray[np.float64], count: int) -> tuple[Sweep, ...]:
@@ -121,25 +124,21 @@ class NuScenesTables:
         sizes = tuple((channels[name]["height"], channels[name]["width"]) for name in cameras)
         return Calibration(cameras, np.stack(cam2img), np.stack(lidar2cam), sizes)
 
-    def _objects(
-        self, sample_token: str, global2lidar: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
-        boxes, labels, counts, attributes = [], [], [], []
+    def _annotated(self, sample_token: str) -> tuple[list[tuple[Row, str]], list[Row]]:
+        """Annotations of a sample that belong to a detection class, with its name, and the bike racks."""
+        objects, racks = [], []
         for row in self._annotations.get(sample_token, []):
             category = self._row("category", self._row("instance", row["instance_token"])["category_token"])["name"]
-            if category not in CATEGORY_TO_CLASS:
-                continue
-            width, length, height = row["size"]
-            heading = quaternion_to_matrix(row["rotation"])[:, 0]
-            yaw = np.arctan2(heading[1], heading[0])
-            boxes.append([*row["translation"], length, width, height, yaw, *self._velocity(row)])
-            labels.append(CLASS_NAMES.index(CATEGORY_TO_CLASS[category]))
-            counts.append(row["num_lidar_pts"] + row["num_radar_pts"])
-            names = [self._row("attribute", token)["name"] for token in row["attribute_tokens"]]
-            attributes.append(names[0] if names else "")
-        stacked = np.array(boxes, dtype=np.float64).reshape(-1, 9)
-        moved = transform_boxes(stacked, global2lidar)
-        return moved, np.array(labels, dtype=np.int64), np.array(counts, dtype=np.int64), tuple(attributes)
+            if category in CATEGORY_TO_CLASS:
+                objects.append((row, CATEGORY_TO_CLASS[category]))
+            elif category == BIKE_RACK_CATEGORY:
+                racks.append(row)
+        return objects, racks
+
+    def _attribute(self, annotation: Row) -> str:
+        """Name of the attribute of an annotation, '' where it has none."""
+        names = [self._row("attribute", token)["name"] for token in annotation["attribute_tokens"]]
+        return names[0] if names else ""
 
     def _velocity(self, row: Row) -> tuple[float, float]:
         """Velocity (x, y) in the global frame, NaN where the track is too short."""
@@ -156,6 +155,25 @@ class NuScenesTables:
             return np.nan, np.nan
         moved = np.array(last["translation"]) - np.array(first["translation"])
         return float(moved[0] / span_s), float(moved[1] / span_s)
+
+
+def _global_boxes(rows: list[tuple[Row, tuple[float, float]]]) -> GlobalBoxes:
+    """Annotations as columns, each with its velocity."""
+
+    def column(name: str, width: int) -> NDArray[np.float64]:
+        return np.array([row[name] for row, _ in rows], dtype=np.float64).reshape(-1, width)
+
+    velocity_mps = np.array([velocity for _, velocity in rows], dtype=np.float64).reshape(-1, 2)
+    return GlobalBoxes(column("translation", 3), column("size", 3), column("rotation", 4), velocity_mps)
+
+
+def _boxes_in(annotations: GlobalBoxes, global2lidar: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Annotations as boxes [N, 9] of the LiDAR frame."""
+    headings = [quaternion_to_matrix(rotation)[:2, 0] for rotation in annotations.rotation_wxyz]
+    yaw = [np.arctan2(heading[1], heading[0]) for heading in headings]
+    length_width_height = annotations.size_m[:, [1, 0, 2]]
+    boxes = np.column_stack([annotations.translation_m, length_width_height, yaw, annotations.velocity_mps])
+    return transform_boxes(boxes.reshape(-1, 9), global2lidar)
 
 
 def _read_table(path: Path) -> dict[str, Row]:

@@ -41,18 +41,27 @@ def load_points(path: Path) -> NDArray[np.float32]:
     return points
 
 
-def load_sample_images(sample: Sample, cameras: Sequence[str]) -> list[NDArray[np.uint8]]:
-    """Images of some cameras as RGB uint8 [H, W, 3], in the given order; each must have its calibration's size."""
+def load_sample_images(sample: Sample, cameras: Sequence[str]) -> list[NDArray[np.uint8] | None]:
+    """Images of some cameras as RGB uint8 [H, W, 3], in the given order; each must have its calibration's size.
+
+    None stands for a camera that is missing in this frame.
+    """
     sizes = dict(zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True))
-    return [load_image(sample.image_paths[name], sizes[name]) for name in cameras]
+    return [
+        load_image(sample.image_paths[name], sizes[name]) if name in sample.image_paths else None for name in cameras
+    ]
 
 
 def load_sample_points(sample: Sample) -> NDArray[np.float32]:
     """Points [N, 5] of a keyframe and its sweeps in the keyframe's LiDAR frame, each with its time lag.
 
+    No points where the LiDAR is missing in this frame.
+
     Source of the rule: nuscenes-devkit 1.2.0, LidarPointCloud.from_file_multisweep. Returns within a square of 1 m
     around an earlier sensor position are the vehicle itself and are dropped, as there; those of the keyframe stay.
     """
+    if sample.points_path is None:
+        return np.zeros((0, POINT_COLUMNS), dtype=np.float32)
     clouds = [load_points(sample.points_path)]
     for sweep in sample.sweeps:
         points = load_points(sweep.path)

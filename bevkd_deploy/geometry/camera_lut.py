@@ -72,16 +72,16 @@ def build_luts(
 
     Args:
         spec: graph geometry.
-        calibration: cameras in the graph's order.
+        calibration: cameras in the graph's order; one that is left out is missing in this frame, and no cell reads it.
         bev_aug: 4x4 from the LiDAR frame to the augmented one that the BEV map lives in; None at deployment.
 
     Returns:
         `lut_pixel` and `lut_depth`, int32 [Z, Y * X], as `GraphSpec.inputs` describes them.
 
     Raises:
-        DataError: the calibration's cameras differ from the graph's.
+        DataError: the calibration has a camera that the graph does not take, or another order.
     """
-    if calibration.cameras != spec.cameras:
+    if calibration.cameras != tuple(name for name in spec.cameras if name in calibration.cameras):
         raise DataError(f"the graph takes {list(spec.cameras)}, the calibration has {list(calibration.cameras)}")
     augmented2lidar = np.eye(4) if bev_aug is None else invert(bev_aug)
     ground = BevGrid.bev(spec).cell_centers()
@@ -91,7 +91,10 @@ def build_luts(
     depth = np.full(voxels, spec.depth_dump_index, dtype=np.int32)
     best_offset = np.full(voxels, np.inf)
     height, width = spec.feature_shape_hw
-    for camera, (lidar2img, raw_hw) in enumerate(zip(calibration.lidar2img(), calibration.image_sizes_px, strict=True)):
+    for name, lidar2img, raw_hw in zip(
+        calibration.cameras, calibration.lidar2img(), calibration.image_sizes_px, strict=True
+    ):
+        camera = spec.cameras.index(name)
         augmented2img = fit_image(raw_hw, spec).matrix(raw_hw) @ lidar2img @ augmented2lidar
         seen, uv, bin_index = _visible(ground, heights_m, augmented2img, spec)
         # Ties go to the camera that comes first, so a later one must be strictly nearer to its middle column.

@@ -30,8 +30,8 @@ Records = dict[str, list[dict[str, Any]]]
 _MIN_SCORE = 0.02
 
 
-def sensors_of(sample: Sample, cameras: Sequence[str]) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
-    """Decoded images in camera order, and points."""
+def sensors_of(sample: Sample, cameras: Sequence[str]) -> tuple[list[NDArray[np.uint8] | None], NDArray[np.float32]]:
+    """Decoded images in camera order, None for a missing camera, and points."""
     return load_sample_images(sample, cameras), load_sample_points(sample)
 
 

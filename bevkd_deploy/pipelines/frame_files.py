@@ -58,7 +58,7 @@ def _view(sample: Sample, spec: GraphSpec, detections: Mapping[str, Detections],
     content: dict[str, Any] = {
         "token": sample.token,
         "images": {camera: _relative(path, folder) for camera, path in sample.image_paths.items()},
-        "points_path": _relative(sample.points_path, folder),
+        "points_path": _relative(sample.points_path, folder) if sample.points_path else None,
         "lidar2img": {
             camera: matrix.tolist()
             for camera, matrix in zip(sample.calibration.cameras, sample.calibration.lidar2img(), strict=True)

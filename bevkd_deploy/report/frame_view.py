@@ -47,7 +47,8 @@ class FrameView(_Strict):
     Attributes:
         token: sample token, which names the picture.
         images: image file of each camera.
-        points_path: float32 [N, 5] binary file: x, y, z in metres (lidar frame), intensity, time lag or ring.
+        points_path: float32 [N, 5] binary file: x, y, z in metres (lidar frame), intensity, time lag or ring;
+            None where the frame has no LiDAR.
         lidar2img: 4x4 projection of each camera to the pixels of its image file.
         image_size_px: (height, width) of each image file.
         range_m: (x_min, y_min, z_min, x_max, y_max, z_max), lidar frame.
@@ -56,7 +57,7 @@ class FrameView(_Strict):
 
     token: str
     images: dict[str, Path]
-    points_path: Path
+    points_path: Path | None
     lidar2img: dict[str, Matrix4]
     image_size_px: dict[str, tuple[PositiveInt, PositiveInt]]
     range_m: tuple[float, float, float, float, float, float]
@@ -94,12 +95,12 @@ def load_frame_view(path: Path | str) -> FrameView:
         raise DataError(f"frame file {path}: {problems}") from error
     view = view.model_copy(
         update={
-            "points_path": path.parent / view.points_path,
+            "points_path": view.points_path and path.parent / view.points_path,
             "images": {camera: path.parent / image for camera, image in view.images.items()},
         }
     )
     for sensor, file in (*view.images.items(), ("points", view.points_path)):
-        if not file.is_file():
+        if file is not None and not file.is_file():
             raise DataError(f"frame file {path} names a {sensor} file that is missing: {file}")
     return view
 

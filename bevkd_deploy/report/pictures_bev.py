@@ -53,7 +53,8 @@ def draw_bev(frame_view: FrameView, path: Path | str, min_score: float = 0.25) -
     axes.set_ylabel("y of the lidar frame, forward (m)")
     axes.grid(True, color="#e3e5e9", linewidth=0.6)
     axes.set_axisbelow(True)
-    _draw_points(axes, read_points(frame_view.points_path), (z0, z1), scale)
+    if frame_view.points_path is not None:
+        _draw_points(axes, read_points(frame_view.points_path), (z0, z1), scale)
     _draw_origin(axes, scale)
     for actor in ACTORS:
         _draw_boxes(axes, box_array(frame_view.shown(actor, min_score)), actor, scale)

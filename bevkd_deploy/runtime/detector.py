@@ -56,7 +56,7 @@ class Detector:
 
     def detect(
         self,
-        images: Sequence[NDArray[np.uint8]],
+        images: Sequence[NDArray[np.uint8] | None],
         points: NDArray[np.float32],
         calibration: Calibration,
         *,
@@ -66,7 +66,7 @@ class Detector:
         """Detect the objects of one frame.
 
         Args:
-            images: raw RGB uint8 [H, W, 3], in the order of the graph's cameras.
+            images: raw RGB uint8 [H, W, 3], in the order of the graph's cameras; None for one missing in this frame.
             points: float32 [P, 5] = x, y, z (metres, lidar frame), intensity 0..255, time lag in seconds. P may be 0.
             calibration: of these images; cameras that the graph does not take are ignored.
             score_threshold: boxes below it are left out, 0..1.

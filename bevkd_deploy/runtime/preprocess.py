@@ -31,13 +31,19 @@ class Preprocessor:
         self._last_feed: Feed = {}
         self._tables: dict[str, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
 
-    def images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Resize and crop raw RGB images [H, W, 3] uint8, in camera order, to [N, h, w, 3] uint8."""
+    def images(self, images: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8]:
+        """Resize and crop raw RGB images [H, W, 3] uint8, in camera order, to [N, h, w, 3] uint8.
+
+        None stands for a camera that is missing in this frame: its image is black.
+        """
         if len(images) != len(self.spec.cameras):
             raise DataError(f"expected {len(self.spec.cameras)} images {list(self.spec.cameras)}, got {len(images)}")
         height, width = self.spec.image_height_px, self.spec.image_width_px
         out = np.empty((len(images), height, width, 3), dtype=np.uint8)
         for row, (camera, image) in enumerate(zip(self.spec.cameras, images, strict=True)):
+            if image is None:
+                out[row] = 0
+                continue
             _check_image(camera, image)
             out[row] = _resize_and_crop(image, fit_image((image.shape[0], image.shape[1]), self.spec), height, width)
         return out
@@ -47,10 +53,17 @@ class Preprocessor:
         return voxelize(points, self.spec)
 
     def tables(
-        self, calibration: Calibration, bev_aug: NDArray[np.float64] | None = None
+        self,
+        calibration: Calibration,
+        bev_aug: NDArray[np.float64] | None = None,
+        *,
+        missing: Sequence[str] = (),
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Camera tables of a calibration; kept until another calibration comes, never across augmentations."""
-        chosen = calibration.select(self.spec.cameras)
+        """Camera tables of a calibration; kept until another calibration comes, never across augmentations.
+
+        No cell reads a camera of `missing`, which the calibration may lack.
+        """
+        chosen = calibration.select([name for name in self.spec.cameras if name not in missing])
         if bev_aug is not None:
             return build_luts(self.spec, chosen, bev_aug)
         key = chosen.digest()
@@ -60,7 +73,7 @@ class Preprocessor:
 
     def __call__(
         self,
-        images: Sequence[NDArray[np.uint8]],
+        images: Sequence[NDArray[np.uint8] | None],
         points: NDArray[np.float32],
         calibration: Calibration,
         *,
@@ -69,8 +82,8 @@ class Preprocessor:
         """All six graph inputs of one frame.
 
         Args:
-            images: raw RGB uint8 [H, W, 3], in the order of `spec.cameras`.
-            points: float32 [P, 5], lidar frame.
+            images: raw RGB uint8 [H, W, 3], in the order of `spec.cameras`; None for one missing in this frame.
+            points: float32 [P, 5], lidar frame; P is 0 where the LiDAR is missing in this frame.
             calibration: cameras of the frame, raw pixels; extra cameras are ignored.
             timer: told when `resize`, `pillars` and `tables` are done.
 
@@ -83,7 +96,8 @@ class Preprocessor:
         timer.lap("resize")
         pillars = self.pillars(points)
         timer.lap("pillars")
-        lut_pixel, lut_depth = self.tables(calibration)
+        missing = [name for name, image in zip(self.spec.cameras, images, strict=True) if image is None]
+        lut_pixel, lut_depth = self.tables(calibration, missing=missing)
         timer.lap("tables")
         # Kept until the next frame: freed at once, these megabytes go back to the system and are faulted in again,
         # which cost 3 ms of 7.5 for six 256x704 images and 20000 pillars.
@@ -97,11 +111,11 @@ class Preprocessor:
         }
         return self._last_feed
 
-    def _check_sizes(self, images: Sequence[NDArray[np.uint8]], calibration: Calibration) -> None:
+    def _check_sizes(self, images: Sequence[NDArray[np.uint8] | None], calibration: Calibration) -> None:
         """A calibration of other image sizes would project silently to the wrong pixels."""
         sizes = dict(zip(calibration.cameras, calibration.image_sizes_px, strict=True))
         for camera, image in zip(self.spec.cameras, images, strict=True):
-            if camera in sizes and image.shape[:2] != sizes[camera]:
+            if image is not None and camera in sizes and image.shape[:2] != sizes[camera]:
                 raise DataError(
                     f"{camera}: the calibration is for images of (height, width) {sizes[camera]}, got "
                     f"{image.shape[:2]}; give the raw image, or scale the intrinsics with it"

@@ -149,9 +149,20 @@ def test_awkward_geometry_equals_brute_force(changes: dict[str, object]) -> None
     np.testing.assert_array_equal(lut_depth, expected_depth)
 
 
-def test_other_cameras_are_refused() -> None:
+def test_cameras_in_another_order_are_refused() -> None:
     with pytest.raises(DataError, match="the graph takes .*CAM_FRONT_LEFT.*, the calibration has"):
-        build_luts(SPEC, make_calibration().select(("CAM_FRONT",)))
+        build_luts(SPEC, make_calibration().select(("CAM_FRONT_LEFT", "CAM_FRONT")))
+
+
+def test_no_cell_reads_a_missing_camera_and_the_others_keep_their_rows() -> None:
+    height, width = SPEC.feature_shape_hw
+    both, _ = build_luts(SPEC, make_calibration())
+    lut_pixel, lut_depth = build_luts(SPEC, make_calibration().select(("CAM_FRONT_LEFT",)))
+    seen = lut_pixel < SPEC.pixel_dump_index
+    assert seen.any() and (lut_pixel[seen] >= height * width).all()  # rows of the second camera alone
+    np.testing.assert_array_equal(seen, lut_depth < SPEC.depth_dump_index)
+    second = (both >= height * width) & (both < SPEC.pixel_dump_index)
+    np.testing.assert_array_equal(lut_pixel[second], both[second])
 
 
 def test_fit_of_a_nuscenes_image() -> None:
