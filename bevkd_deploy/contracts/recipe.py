@@ -33,7 +33,10 @@ class Section(BaseModel):
 class SyntheticConfig(Section):
     """The synthetic world, written on first use into `data.root` in the nuScenes layout."""
 
-    profile: str = Field("quickstart", description="size and difficulty of the world")
+    profile: str = Field("quickstart", description="image size, LiDAR resolution and scene length")
+    difficulty: Literal["easy", "normal", "hard"] = Field(
+        "normal", description="occlusion, density, range and noise of the world"
+    )
     train_scenes: Positive = 12
     val_scenes: Positive = 4
     seed: int = 0
@@ -59,7 +62,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _sections_fit_source(self) -> DataConfig:
         if self.source == "synthetic" and self.synthetic is None:
-            raise ValueError("source 'synthetic' needs a 'synthetic' section (profile, train_scenes, val_scenes, seed)")
+            raise ValueError(
+                "source 'synthetic' needs a 'synthetic' section (profile, difficulty, train_scenes, val_scenes, seed)"
+            )
         if self.source == "mmdet3d_infos" and not (self.train_infos and self.val_infos):
             raise ValueError("source 'mmdet3d_infos' needs 'train_infos' and 'val_infos' (.pkl files under root)")
         if self.source == "mmdet3d_infos" and self.sweeps:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bevkd_deploy.data.synthetic.ground import PIXEL_M, Ground
 from bevkd_deploy.data.synthetic.painter import order_footprints, order_parts
-from bevkd_deploy.data.synthetic.portable import cos_sin, dot, exp, invert_rigid, length, product, rotate, transform
+from bevkd_deploy.data.synthetic.portable import cos_sin, dot, exp, invert_rigid, length, product, transform
 from bevkd_deploy.data.synthetic.profiles import NORMAL, Difficulty
 from bevkd_deploy.data.synthetic.rig import Camera
 from bevkd_deploy.data.synthetic.world import Snapshot
@@ -138,7 +138,7 @@ class CameraPainter:
             sky = np.round(np.minimum(view.sky * gain, 255.0)).astype(np.uint8)[:, None]
             cv2.resize(sky, (width, first), dst=image[:first], interpolation=cv2.INTER_NEAREST)
         if first < height:
-            # Integer arithmetic throughout: look-up at 1/32 pixel, then doubling by the resize that is exact by contract.
+            # Integers only: look-up at 1/32 pixel, then doubling by the resize that is exact by contract.
             levels = np.round(np.minimum(np.arange(256) * gain, 255.0)).astype(np.uint8)
             half = cv2.LUT(self._ground_seen(view, ego_pose), levels)
             cv2.resize(half, (width, height - first), dst=image[first:], interpolation=cv2.INTER_LINEAR_EXACT)
@@ -242,7 +242,7 @@ def _project(points: Array, sizes: Index, colors: Array, owners: Index, camera: 
     pixels += camera.cam2img[:2, 2]
     height, width = camera.size_hw_px
     low, high = pixels.min(axis=1), pixels.max(axis=1)
-    inside = ((high > -1) & (low < [width, height])).all(axis=1) & ((high - low).max(axis=1) > 1.2)
+    inside: NDArray[np.bool_] = ((high > -1) & (low < [width, height])).all(axis=1) & ((high - low).max(axis=1) > 1.2)
     crossing = behind.any(axis=1) & ~behind.all(axis=1)
     keep = np.flatnonzero((inside & ~behind.any(axis=1)) | crossing)
     fixed = np.round(pixels * 2**_SHIFT).astype(np.int32)

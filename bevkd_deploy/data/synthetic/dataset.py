@@ -56,6 +56,7 @@ def write_dataset(
     dest: Path,
     *,
     profile: str | Profile,
+    difficulty: str | None = None,
     train_scenes: int,
     val_scenes: int,
     seed: int,
@@ -68,12 +69,13 @@ def write_dataset(
     splits (nuscenes-devkit's evaluation, mmdet3d's converters) read the dataset as it is; `dataset.json` tells that it
     is synthetic.
 
-    The result depends on profile, scene counts and seed alone, not on `workers`. Everything is written into a folder
+    The result depends on profile, difficulty, scene counts and seed alone, not on `workers` nor on the CPU. Everything is written into a folder
     beside `dest` that is renamed at the end; `dataset.json` is written last.
 
     Args:
         dest: dataset folder; must not exist, or be empty.
         profile: name of a profile, or a profile.
+        difficulty: easy, normal or hard; None: the profile's own.
         train_scenes: scenes in the train split.
         val_scenes: scenes in the val split.
         seed: world seed.
@@ -84,10 +86,10 @@ def write_dataset(
         `dest`.
 
     Raises:
-        UsageError: unknown profile, or a number out of range.
+        UsageError: unknown profile or difficulty, or a number out of range.
         DataError: `dest` holds something already.
     """
-    chosen = get_profile(profile)
+    chosen = get_profile(profile, difficulty)
     for name, value, least, most in (
         ("train_scenes", train_scenes, 1, len(official_scenes("train"))),
         ("val_scenes", val_scenes, 0, len(official_scenes("val"))),

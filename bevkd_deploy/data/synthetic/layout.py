@@ -13,7 +13,7 @@ from bevkd_deploy.data.synthetic import street as roads
 from bevkd_deploy.data.synthetic.objects import RIDER_HEIGHT_M, build_shape, sample_size
 from bevkd_deploy.data.synthetic.portable import cos_sin, length
 from bevkd_deploy.data.synthetic.profiles import KEYFRAME_RATE_HZ, Profile
-from bevkd_deploy.data.synthetic.scenery import building, tree
+from bevkd_deploy.data.synthetic.scenery import building, furniture, tree
 from bevkd_deploy.data.synthetic.shapes import Shape
 from bevkd_deploy.data.synthetic.street import Street
 
@@ -161,6 +161,7 @@ class _Filler:
             self._lane(lane)
         for side in (-1, 1):
             self._parking(side)
+            self._furniture(side)
             self._sidewalk(side)
             self._cross_street(side)
 
@@ -264,6 +265,23 @@ class _Filler:
                 )
             s += length + rng.uniform(45.0, 75.0)
 
+    def _furniture(self, side: int) -> None:
+        """What stands about with the size of a cone, a barrier, a pedestrian or a car, and is none."""
+        rng = self.rng
+        deck = self._deck({"bollard": 2, "planter": 2, "bush": 3, "cabinet": 2, "skip": 1})
+        s = self.ends[0]
+        while s < self.ends[1]:
+            s += rng.uniform(*self.difficulty.furniture_gap_m)
+            kind = next(deck)
+            d = rng.uniform(roads.ROAD_EDGE_M + 0.5, roads.SIDEWALK_EDGE_M - 0.5)
+            if kind == "skip":
+                d = roads.PARKING_M
+            along_street = kind in ("planter", "cabinet")
+            for k in range(int(rng.integers(2, 5)) if kind == "bollard" else 1):
+                shape, size = furniture(kind, rng)
+                yaw = rng.normal(0, 0.04) + (np.pi / 2 if along_street else 0.0)
+                self._scenery(shape, size, s + 1.5 * k, side * d, yaw)
+
     def _sidewalk(self, side: int) -> None:
         rng = self.rng
         s = self.ends[0] - 10.0
@@ -342,8 +360,9 @@ class _Filler:
             for k in range(-1, 2):
                 self._put("barrier", middle + 2.8 * k, side * 16.0, np.pi / 2 + rng.normal(0, 0.04), _Role())
 
-    def _scenery(self, shape: Shape, size: tuple[float, float, float], s: float, d: float) -> None:
+    def _scenery(self, shape: Shape, size: tuple[float, float, float], s: float, d: float, yaw: float = 0.0) -> None:
         poses = self.street.pose(np.full(len(self.times), s), np.full(len(self.times), d))
+        poses[:, 2] += yaw
         if self.crowd.claim(poses[:: self.stride], (size[0] / 2, size[1] / 2)):
             self.things.append(Thing("", "", size, shape, poses, ""))
 

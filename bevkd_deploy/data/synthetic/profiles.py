@@ -37,7 +37,7 @@ class Difficulty:
     traffic_gap_m: tuple[float, float] = (14.0, 26.0)
     parked_gap_m: tuple[float, float] = (0.6, 9.0)
     walker_gap_m: tuple[float, float] = (3.5, 12.0)
-    furniture_gap_m: tuple[float, float] = (6.0, 18.0)
+    furniture_gap_m: tuple[float, float] = (8.0, 24.0)
     object_range: float = 1.0
     lidar_noise_m: float = 0.015
     lidar_loss: tuple[float, float] = (0.02, 0.22)
