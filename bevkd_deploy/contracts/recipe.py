@@ -62,9 +62,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _sections_fit_source(self) -> DataConfig:
         if self.source == "synthetic" and self.synthetic is None:
-            raise ValueError(
-                "source 'synthetic' needs a 'synthetic' section (profile, difficulty, train_scenes, val_scenes, seed)"
-            )
+            raise ValueError("source 'synthetic' needs a 'synthetic' section (profile, train_scenes, val_scenes, seed)")
         if self.source == "mmdet3d_infos" and not (self.train_infos and self.val_infos):
             raise ValueError("source 'mmdet3d_infos' needs 'train_infos' and 'val_infos' (.pkl files under root)")
         if self.source == "mmdet3d_infos" and self.sweeps:

@@ -242,7 +242,8 @@ def _project(points: Array, sizes: Index, colors: Array, owners: Index, camera: 
     pixels += camera.cam2img[:2, 2]
     height, width = camera.size_hw_px
     low, high = pixels.min(axis=1), pixels.max(axis=1)
-    inside: NDArray[np.bool_] = ((high > -1) & (low < [width, height])).all(axis=1) & ((high - low).max(axis=1) > 1.2)
+    on_image = np.asarray((high > -1) & (low < [width, height])).all(axis=1)
+    inside = on_image & ((high - low).max(axis=1) > 1.2)
     crossing = behind.any(axis=1) & ~behind.all(axis=1)
     keep = np.flatnonzero((inside & ~behind.any(axis=1)) | crossing)
     fixed = np.round(pixels * 2**_SHIFT).astype(np.int32)

@@ -69,8 +69,8 @@ def write_dataset(
     splits (nuscenes-devkit's evaluation, mmdet3d's converters) read the dataset as it is; `dataset.json` tells that it
     is synthetic.
 
-    The result depends on profile, difficulty, scene counts and seed alone, not on `workers` nor on the CPU. Everything is written into a folder
-    beside `dest` that is renamed at the end; `dataset.json` is written last.
+    The result depends on profile, difficulty, scene counts and seed alone, not on `workers` nor on the CPU. Everything
+    is written into a folder beside `dest` that is renamed at the end; `dataset.json` is written last.
 
     Args:
         dest: dataset folder; must not exist, or be empty.
