@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 
 from bevkd_deploy.data.synthetic.ground import PIXEL_M, Ground
 from bevkd_deploy.data.synthetic.painter import order_footprints, order_parts
-from bevkd_deploy.data.synthetic.portable import cos_sin, dot, exp, invert_rigid, length, product, transform
+from bevkd_deploy.data.synthetic.portable import (
+    cos_sin,
+    cos_sin_of,
+    dot,
+    exp,
+    extent,
+    invert_rigid,
+    length,
+    product,
+    transform,
+)
 from bevkd_deploy.data.synthetic.profiles import NORMAL, Difficulty
 from bevkd_deploy.data.synthetic.rig import Camera
 from bevkd_deploy.data.synthetic.world import Snapshot
@@ -237,17 +247,18 @@ def _project(points: Array, sizes: Index, colors: Array, owners: Index, camera: 
     """Polygons [M, 8, 3] of the ego frame in pixels; those behind the camera or outside the image are left out."""
     cam = transform(invert_rigid(camera.cam2ego), points)
     depth = cam[..., 2]
-    behind = depth < NEAR_M
     pixels = (cam[..., :2] / np.maximum(depth, NEAR_M)[..., None]) * camera.cam2img[[0, 1], [0, 1]]
     pixels += camera.cam2img[:2, 2]
     height, width = camera.size_hw_px
-    low, high = pixels.min(axis=1), pixels.max(axis=1)
-    on_image = np.asarray((high > -1) & (low < [width, height])).all(axis=1)
-    inside = on_image & ((high - low).max(axis=1) > 1.2)
-    crossing = behind.any(axis=1) & ~behind.all(axis=1)
-    keep = np.flatnonzero((inside & ~behind.any(axis=1)) | crossing)
-    fixed = np.round(pixels * 2**_SHIFT).astype(np.int32)
-    result = [fixed[index, : sizes[index]] for index in keep]
+    low, high = extent(pixels)
+    size = high - low
+    inside = (high[:, 0] > -1) & (high[:, 1] > -1) & (low[:, 0] < width) & (low[:, 1] < height)
+    inside &= (size[:, 0] > 1.2) | (size[:, 1] > 1.2)
+    nearest, farthest = extent(depth)
+    crossing = (nearest < NEAR_M) & (farthest >= NEAR_M)
+    keep = np.flatnonzero((inside & (nearest >= NEAR_M)) | crossing)
+    fixed = np.round(pixels[keep] * 2**_SHIFT).astype(np.int32)
+    result = [polygon[:size] for polygon, size in zip(fixed, sizes[keep].tolist(), strict=True)]
     for place in np.flatnonzero(crossing[keep]):
         index = keep[place]
         clipped = _clip_near(cam[index, : sizes[index]])
@@ -305,7 +316,7 @@ def _shadows(boxes: Array) -> Array:
 
 def _shaded(snapshot: Snapshot, faces: Index, weather: Weather, ego_yaw_rad: float) -> Array:
     """Lambert's law with an ambient share, RGB [M, 3]."""
-    cos, sin = (float(n) for n in cos_sin(ego_yaw_rad))
+    cos, sin = cos_sin_of(ego_yaw_rad)
     east, north, up = weather.sun
     sun = np.array([cos * east + sin * north, cos * north - sin * east, up])
     normals = snapshot.face_normals[faces]

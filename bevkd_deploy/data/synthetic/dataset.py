@@ -253,7 +253,7 @@ class _SceneWriter:
     def _annotate(self, index: int, sample: str, snapshot: Snapshot, scan: Scan) -> None:
         points_ego = transform(self._rig.lidar2ego, scan.points[:, :3].astype(np.float64))
         counts = count_points(points_ego, snapshot.boxes)
-        ego2global = self._ego2global(index)
+        centers = transform(self._ego2global(index), snapshot.boxes[:, :3])
         for row in np.flatnonzero(snapshot.annotated):
             thing = self._layout.things[snapshot.things[row]]
             self._tables.add_box(
@@ -262,7 +262,7 @@ class _SceneWriter:
                     key=int(snapshot.things[row]),
                     category=thing.category,
                     attribute=thing.attribute,
-                    center=transform(ego2global, snapshot.boxes[row, :3]),
+                    center=centers[row],
                     size=thing.size,
                     yaw_rad=float(thing.poses[index, 2]),
                     num_points=int(counts[row]),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevkd_deploy.data.synthetic.ground import Ground
-from bevkd_deploy.data.synthetic.portable import cos_sin, dot, exp, invert_rigid, length, rotate, transform
+from bevkd_deploy.data.synthetic.portable import cos_sin, dot, exp, extent, invert_rigid, length, rotate, transform
 from bevkd_deploy.data.synthetic.profiles import Profile
 from bevkd_deploy.data.synthetic.world import Snapshot
 
@@ -127,19 +127,21 @@ class Lidar:
         planes = (snapshot.part_planes[..., :3] != 0).any(axis=2).sum(axis=1)
         parts = np.argsort(-planes, kind="stable")
         points = transform(self._ego2lidar, snapshot.part_points[parts])
-        center = (points[..., :2].min(axis=1) + points[..., :2].max(axis=1)) / 2
+        least, most = extent(points)
+        center = (least[:, :2] + most[:, :2]) / 2
         middle = np.arctan2(center[:, 1], center[:, 0])
         spread = np.arctan2(points[..., 1], points[..., 0]) - middle[:, None]
         spread = (spread + np.pi) % (2 * np.pi) - np.pi
         step = 2 * np.pi / self._columns
-        low = np.ceil((middle + spread.min(axis=1) + np.pi) / step - 0.5 - _WINDOW).astype(np.int64)
-        high = np.floor((middle + spread.max(axis=1) + np.pi) / step - 0.5 + _WINDOW).astype(np.int64)
+        left, right = extent(spread)
+        low = np.ceil((middle + left + np.pi) / step - 0.5 - _WINDOW).astype(np.int64)
+        high = np.floor((middle + right + np.pi) / step - 0.5 + _WINDOW).astype(np.int64)
         columns = np.minimum(np.maximum(high - low + 1, 0), self._columns)
 
         distance = length(center[:, 0], center[:, 1])
-        radius = length(points[..., 0] - center[:, :1], points[..., 1] - center[:, 1:]).max(axis=1)
+        _, radius = extent(length(points[..., 0] - center[:, :1], points[..., 1] - center[:, 1:]))
         near, far = np.maximum(distance - radius, 0.05), distance + radius
-        bottom, top = points[..., 2].min(axis=1), points[..., 2].max(axis=1)
+        bottom, top = least[:, 2], most[:, 2]
         lowest = np.arctan2(bottom, np.where(bottom < 0, near, far)) - _WINDOW
         highest = np.arctan2(top, np.where(top > 0, near, far)) + _WINDOW
         first = np.searchsorted(BEAM_ELEVATIONS_RAD, lowest)

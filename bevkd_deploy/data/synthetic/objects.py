@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bevkd_deploy.data.synthetic.portable import cos_sin
+from bevkd_deploy.data.synthetic.portable import cos_sin_of
 from bevkd_deploy.data.synthetic.shapes import Color, Shape, ShapeBuilder
 
 #: Mean length, width, height in metres and relative spread; the means are near those of nuScenes.
@@ -221,7 +221,7 @@ def _construction_vehicle(builder: ShapeBuilder, size: tuple[float, float, float
     # boom up and out to the front, stick down to the bucket
     reach = half_l - 0.35 - (front + 0.02)
     boom_angle = rng.uniform(0.5, 0.62)
-    cos, sin = (float(n) for n in cos_sin(boom_angle))
+    cos, sin = cos_sin_of(float(boom_angle))
     boom_length, rise = reach / cos, reach * (sin / cos)
     boom_low = min(deck, height - 0.5 - rise)
     lane = (-half_w * 0.45, -half_w * 0.1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bevkd_deploy.data.synthetic.portable import cos_sin, dot, length
+from bevkd_deploy.data.synthetic.portable import cos_sin, dot, extent, length
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -73,8 +73,9 @@ def _same_direction(corners: Array, camera_xy: Array, boxes: Array) -> Mask:
     center = np.arctan2(boxes[:, 1] - camera_xy[1], boxes[:, 0] - camera_xy[0])
     angles = np.arctan2(corners[..., 1] - camera_xy[1], corners[..., 0] - camera_xy[0]) - center[:, None]
     angles = (angles + np.pi) % (2 * np.pi) - np.pi
-    half = (angles.max(axis=1) - angles.min(axis=1)) / 2
-    middle = center + (angles.max(axis=1) + angles.min(axis=1)) / 2
+    low, high = extent(angles)
+    half = (high - low) / 2
+    middle = center + (high + low) / 2
     apart = np.abs((middle[:, None] - middle + np.pi) % (2 * np.pi) - np.pi)
     result: Mask = apart <= half[:, None] + half + 0.01
     return result
@@ -84,15 +85,15 @@ def _may_hide(boxes: Array, corners: Array, camera_xy: Array, distance: Array) -
     """[i, j]: i may hide j, as far as the lines between the two footprints tell."""
     count = len(boxes)
     may = ~np.eye(count, dtype=bool)
-    for turn, extent in ((0.0, boxes[:, 2] / 2), (np.pi / 2, boxes[:, 3] / 2)):
+    for turn, half in ((0.0, boxes[:, 2] / 2), (np.pi / 2, boxes[:, 3] / 2)):
         x, y = cos_sin(boxes[:, 4] + turn)
         center = boxes[:, 0] * x + boxes[:, 1] * y
-        along = x[:, None, None] * corners[..., 0] + y[:, None, None] * corners[..., 1] - center[:, None, None]
-        low, high = along.min(axis=2), along.max(axis=2)  # of j, along i's axis, from i's centre
+        along = x[:, None, None] * corners[..., 0].T + y[:, None, None] * corners[..., 1].T - center[:, None, None]
+        low, high = extent(along)  # of j, along i's axis, from i's centre
         camera = (camera_xy[0] * x + camera_xy[1] * y - center)[:, None]
         for near, far_camera in ((low, camera), (-high, -camera)):
-            apart = near >= extent[:, None]
+            apart = near >= half[:, None]
             may &= ~((apart & (far_camera <= near)).T)  # camera on i's side: j cannot hide i
-            may &= ~(apart & (far_camera >= extent[:, None]))  # camera on j's side: i cannot hide j
+            may &= ~(apart & (far_camera >= half[:, None]))  # camera on j's side: i cannot hide j
     both = may & may.T
     return np.where(both, distance[:, None] < distance, may)

@@ -20,9 +20,12 @@ _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 _NORMAL_STEP = 2.0**-24
 
 
-def cos_sin(angle_rad: ArrayLike) -> tuple[Array, Array]:
+def cos_sin(angle_rad: ArrayLike) -> tuple[Any, Any]:
     """Cosine and sine, to 2e-15 for angles up to a few hundred turns."""
     angle = np.asarray(angle_rad, dtype=np.float64)
+    if not angle.shape:
+        one = cos_sin_of(float(angle))
+        return np.float64(one[0]), np.float64(one[1])
     quarters = np.round(angle * (2 / np.pi))
     rest = (angle - quarters * _QUARTER_HIGH) - quarters * _QUARTER_LOW
     square = rest * rest
@@ -35,6 +38,22 @@ def cos_sin(angle_rad: ArrayLike) -> tuple[Array, Array]:
     swapped = (turn & 1).astype(bool)
     first, second = np.where(swapped, sine, cosine), np.where(swapped, cosine, sine)
     return np.where((turn == 1) | (turn == 2), -first, first), np.where(turn >= 2, -second, second)
+
+
+def cos_sin_of(angle_rad: float) -> tuple[float, float]:
+    """The same bits as `cos_sin` for one number, at a fortieth of the time."""
+    quarters = round(angle_rad * (2 / np.pi))
+    rest = (angle_rad - quarters * _QUARTER_HIGH) - quarters * _QUARTER_LOW
+    square = rest * rest
+    sine = cosine = 1.0
+    for n in range(16, 0, -2):
+        sine = 1.0 - sine * square / (n * (n + 1))
+        cosine = 1.0 - cosine * square / (n * (n - 1))
+    sine *= rest
+    turn = quarters & 3
+    if turn & 1:
+        sine, cosine = cosine, sine
+    return -cosine if turn in (1, 2) else cosine, -sine if turn >= 2 else sine
 
 
 def exp(value: ArrayLike) -> Array:
@@ -56,6 +75,12 @@ def length(*components: Array) -> Array:
         total = total + component * component
     result: Array = np.sqrt(total)
     return result
+
+
+def extent(values: Array) -> tuple[Array, Array]:
+    """Least and greatest over axis 1, which is short: NumPy is quick over a long last axis only."""
+    leading = np.ascontiguousarray(np.moveaxis(values, 1, 0))
+    return leading.min(axis=0), leading.max(axis=0)
 
 
 def dot(a: Array, b: Array) -> Array:
@@ -94,7 +119,7 @@ def invert_rigid(src2dst: Array) -> Array:
 
 def turn_z(yaw_rad: float) -> Array:
     """Rotation about +z, [3, 3]."""
-    cos, sin = (float(n) for n in cos_sin(yaw_rad))
+    cos, sin = cos_sin_of(yaw_rad)
     return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 

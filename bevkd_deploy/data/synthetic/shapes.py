@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bevkd_deploy.data.synthetic.portable import cos_sin, dot, transform
+from bevkd_deploy.data.synthetic.portable import cos_sin, cos_sin_of, dot, transform
 
 Array = NDArray[np.float64]
 Color = tuple[float, float, float]
@@ -176,7 +176,7 @@ def _tilt(pitch_rad: float, x: float, z: float) -> Array | None:
     """Rotation about the lower back edge, nose up."""
     if not pitch_rad:
         return None
-    cos, sin = (float(n) for n in cos_sin(pitch_rad))
+    cos, sin = cos_sin_of(pitch_rad)
     move = np.eye(4)
     move[:3, :3] = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
     move[:3, 3] = [x - (cos * x - sin * z), 0.0, z - (sin * x + cos * z)]

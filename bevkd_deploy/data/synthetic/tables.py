@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES, LIDAR_NAME
-from bevkd_deploy.data.synthetic.portable import cos_sin
+from bevkd_deploy.data.synthetic.portable import cos_sin_of
 from bevkd_deploy.data.synthetic.rig import Rig
 
 Array = NDArray[np.float64]
@@ -210,8 +210,8 @@ class SceneTables:
 
 
 def _yaw_quaternion(yaw_rad: float) -> list[float]:
-    cos, sin = cos_sin(yaw_rad / 2)
-    return [float(cos), 0.0, 0.0, float(sin)]
+    cos, sin = cos_sin_of(yaw_rad / 2)
+    return [cos, 0.0, 0.0, sin]
 
 
 def _rigid(matrix: Array) -> Record:
