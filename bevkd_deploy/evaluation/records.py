@@ -248,6 +248,8 @@ class RecordReader:
 
     def refuse_fields(self, fields: list[str]) -> None:
         """Refuse optional fields that the first record lacks: a filter over half the records would mislead."""
+        if self.getter is not itemgetter:
+            return  # typed records hold no field that they do not declare
         for field in fields:
             for index, record in enumerate(self.flat):
                 if field in record:
