@@ -136,7 +136,9 @@ def difference_interval(
             f"{confidence}"
         )
     if set(first.scenes) != set(second.scenes) or first.config != second.config:
-        raise DataError("the bootstrap compares results on the same scenes with the same detection config; these differ")
+        raise DataError(
+            "the bootstrap compares results on the same scenes with the same detection config; these differ"
+        )
     position = {name: index for index, name in enumerate(first.scenes)}
     order: NDArray[np.int64] = np.array([position[name] for name in second.scenes])
     rng = np.random.default_rng(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,21 @@ class ClassCurves:
         reached = np.flatnonzero(self.confidence[config.dist_th_tp])
         last = int(reached[-1]) if len(reached) else 0
         return 1.0 if last < first else float(np.mean(self.tp_errors[metric][first : last + 1]))
+
+    def serialize(self, digits: int = 6) -> dict[str, Any]:
+        """JSON form: recall, {metres: precision}, {metres: confidence}, tp_errors, predictions, truths."""
+
+        def numbers(values: Array) -> list[float]:
+            return [round(value, digits) for value in values.tolist()]
+
+        return {
+            "recall": numbers(self.recall),
+            "precision": {f"{distance_m:g}": numbers(values) for distance_m, values in self.precision.items()},
+            "confidence": {f"{distance_m:g}": numbers(values) for distance_m, values in self.confidence.items()},
+            "tp_errors": {metric: numbers(values) for metric, values in self.tp_errors.items()},
+            "predictions": self.predictions,
+            "truths": self.truths,
+        }
 
 
 def class_curves(ranking: ClassRanking, config: DetectionConfig, sample_weight: Array | None = None) -> ClassCurves:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -109,7 +110,7 @@ def _decode(data: bytes) -> _File | None:
 
 
 def _nan_to_null(data: bytes) -> bytes:
-    """The text with null for NaN; empty if it has none, or has one in a string, or strings whose end is hard to tell."""
+    """The text with null for NaN; empty if it has none, has one in a string, or has strings whose end is hard to tell."""
     if b"NaN" not in data or b"\\" in data:
         return b""
     quotes = position = 0
@@ -171,7 +172,9 @@ def _plain(raw: msgspec.Raw) -> Any:
 
 def _decoder(kind: Kind, carried: frozenset[str]) -> Any:
     """Decoder of one sample's records; a field that no record may have decodes to an error."""
-    numbers = {field: (tuple[(float,) * width] if width else float) for field, width in WIDTHS.items()}
+    numbers = {
+        field: (types.GenericAlias(tuple, (float,) * width) if width else float) for field, width in WIDTHS.items()
+    }
     fields: dict[str, Any] = {"sample_token": str, "detection_name": str, "attribute_name": str, **numbers}
     fields["num_pts"] = int
     if kind is Kind.GROUND_TRUTH:

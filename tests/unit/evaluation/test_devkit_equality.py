@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.evaluation.config import DetectionConfig, detection_cvpr_2019
-from bevkd_deploy.evaluation.rankings import TP_METRICS
 from bevkd_deploy.evaluation.metrics import evaluate_records
+from bevkd_deploy.evaluation.rankings import TP_METRICS
 
 if importlib.util.find_spec("nuscenes") is None:
     pytest.skip("nuscenes-devkit is not installed", allow_module_level=True)
