@@ -110,7 +110,7 @@ def _decode(data: bytes) -> _File | None:
 
 
 def _nan_to_null(data: bytes) -> bytes:
-    """The text with null for NaN; empty if it has none, has one in a string, or has strings whose end is hard to tell."""
+    """The text with null for NaN; empty if it has none, has one in a string, or has escapes in its strings."""
     if b"NaN" not in data or b"\\" in data:
         return b""
     quotes = position = 0
