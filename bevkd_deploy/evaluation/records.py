@@ -92,7 +92,8 @@ def _chunks(records: Records, tokens: tuple[str, ...]) -> Iterator[tuple[str, ..
 
 def read_chunk(reader: RecordReader, carried: frozenset[str]) -> BoxTable:
     """Columns of the records of one reader."""
-    reader.read_numbers({name: width for name, width in WIDTHS.items() if reader.expects(name, carried)})
+    for names in reader.number_fields(carried):
+        reader.read_numbers({name: WIDTHS[name] for name in names})
     reader.check_tokens()
     reader.refuse_fields([field for field in OPTIONAL_FIELDS if field not in carried])
     rotation = reader.finite("rotation")
@@ -170,11 +171,12 @@ class RecordReader:
                 if not isinstance(record, Mapping):
                     self.refuse(index, f"a record must be an object, got {type(record).__name__}")
 
-    def expects(self, field: str, carried: frozenset[str]) -> bool:
-        """Whether a field of `WIDTHS` is part of these records."""
-        if field == "detection_score":
-            return self.kind is Kind.RESULTS
-        return field in carried or field not in OPTIONAL_FIELDS
+    def number_fields(self, carried: frozenset[str]) -> list[list[str]]:
+        """Fields of `WIDTHS` in these records; apart, velocity that may be null, which must not hold up the others."""
+        known = [name for name in WIDTHS if name in carried or name not in OPTIONAL_FIELDS]
+        if self.kind is Kind.RESULTS:
+            return [known]
+        return [[name for name in known if name not in ("velocity", "detection_score")], ["velocity"]]
 
     def refuse(self, index: int, message: str) -> NoReturn:
         """Raise for record `index` of the flat list."""
@@ -201,7 +203,8 @@ class RecordReader:
     def read_numbers(self, widths: Mapping[str, int]) -> None:
         """Keep the given fields of all records, if every one is made of floats; otherwise each is read when needed."""
         try:
-            rows = list(map(self.getter(*widths), self.flat))
+            get = self.getter(*widths)
+            rows = list(map(get, self.flat)) if len(widths) > 1 else [(value,) for value in map(get, self.flat)]
         except (KeyError, AttributeError):
             return
         columns = pack(rows, list(widths.values()))

@@ -56,7 +56,7 @@ def test_columns_are_those_of_the_plain_records(
     assert read.meta == {"use_lidar": True} and read.bike_racks is None
 
 
-@pytest.mark.parametrize("note", ["", "NaN", 'a "quoted" word'])
+@pytest.mark.parametrize("note", ["", "NaN", "NaN of", 'a "quoted" NaN'])
 def test_unknown_velocity_as_null_or_nan(note: str, make_record: Any, written: Any) -> None:
     """Python writes NaN, which JSON does not have; the letters may also stand in a text."""
     records = _records(make_record, note=note)
