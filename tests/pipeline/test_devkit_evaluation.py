@@ -42,6 +42,9 @@ def test_devkit_detection_evaluation_equals_ours(tmp_path: Path, bevkd: Callable
     meta = {f"use_{kind}": True for kind in ("camera", "lidar", "radar", "map", "external")}
     write_submission(tmp_path / "results.json", results, meta)
     bevkd("data", "truth", "world", "truth.json", "--split", "val", cwd=tmp_path)
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    assert truth["meta"]["scenes"] == {sample.token: sample.scene for sample in samples}
+    assert set(truth["bike_racks"]) == {sample.token for sample in samples}
 
     tables = nuscenes.NuScenes(version=data.version, dataroot=str(tmp_path / "world"), verbose=False)
     official = detection_eval(
