@@ -217,6 +217,43 @@ def test_crowded_grids(results: Records, ground_truth: Records) -> None:
     _assert_equal_to_devkit(results, ground_truth)
 
 
+@st.composite
+def _configs(draw: st.DrawFn) -> DetectionConfig:
+    distances = draw(st.lists(st.sampled_from([0.1, 0.3, 0.5, 1.0, 1.6, 4.0]), min_size=1, max_size=4, unique=True))
+    return DetectionConfig(
+        class_range=dict.fromkeys(CLASS_NAMES, draw(st.sampled_from([1.0, 2.4, 50.0]))),
+        dist_ths=tuple(distances),
+        dist_th_tp=draw(st.sampled_from(distances)),
+        min_recall=draw(st.sampled_from([0.0, 0.1, 0.5, 0.98])),
+        min_precision=draw(st.sampled_from([0.0, 0.1, 0.9])),
+        max_boxes_per_sample=500,
+        mean_ap_weight=draw(st.integers(0, 7)),
+    )
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(results=_boxes(predicted=True), ground_truth=_boxes(predicted=False), config=_configs())
+def test_crowded_grids_with_other_settings(results: Records, ground_truth: Records, config: DetectionConfig) -> None:
+    _assert_equal_to_devkit(results, ground_truth, config)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_crowds_of_equal_scores_and_places(seed: int) -> None:
+    """Dozens of detections within reach of dozens of objects: long chains of who takes what."""
+    rng = np.random.default_rng(seed)
+    sides: list[Records] = []
+    for predicted in (True, False):
+        records: Records = {"a": [], "b": []}
+        for _ in range(60):
+            token, name = rng.choice(["a", "b"]), str(rng.choice(["car", "barrier"]))
+            xy = tuple(float(value) / 2 for value in rng.integers(0, 9, 2))
+            score = float(rng.integers(0, 5)) / 4 if predicted else None
+            records[token].append(_record(str(token), name, xy, score, attribute_name="vehicle.moving"))
+        sides.append(records)
+    summary = _assert_equal_to_devkit(*sides)
+    assert summary["mean_ap"] > 0.03
+
+
 def _cars(*boxes: tuple[Any, ...], **fields: Any) -> Records:
     """Records of cars in sample "a": (x, y) for ground truth, (x, y, score) for predictions."""
     return {"a": [_record("a", "car", box[:2], *box[2:], **fields) for box in boxes]}
