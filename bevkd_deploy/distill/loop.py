@@ -20,8 +20,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteError
 from bevkd_deploy.contracts.files import write_atomic
-from bevkd_deploy.contracts.recipe import TrainConfig
-from bevkd_deploy.data.dataset import EpochSampler, FrameDataset, collate
+from bevkd_deploy.contracts.recipe_training import TrainConfig
+from bevkd_deploy.data.dataset import FrameDataset, collate
+from bevkd_deploy.data.sampling import EpochSampler
 
 _EVENT_EVERY_STEPS = 10
 
@@ -98,7 +99,7 @@ def fit(
     """
     accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
     torch.manual_seed(seed)
-    sampler = EpochSampler(len(dataset), seed, config.repeat)
+    sampler = EpochSampler.of_training(dataset.samples, config, seed)
     optimizer = torch.optim.AdamW(step_module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     prepared, optimizer, loader = accelerator.prepare(step_module, optimizer, _loader(dataset, sampler, config))
     steps_per_epoch = len(loader)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bevkd_deploy.contracts.recipe import AugmentationConfig
+from bevkd_deploy.contracts.recipe_training import AugmentationConfig
 from bevkd_deploy.data.augment import augment_points, draw_bev_aug
 
 

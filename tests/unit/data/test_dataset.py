@@ -13,9 +13,10 @@ import torch
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import AugmentationConfig, DataConfig, ModelConfig
+from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
+from bevkd_deploy.contracts.recipe_training import AugmentationConfig
 from bevkd_deploy.data.augment import draw_bev_aug
-from bevkd_deploy.data.dataset import EpochSampler, FrameDataset, collate
+from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.sensor_files import load_points
 from bevkd_deploy.data.source import open_split
@@ -202,24 +203,6 @@ def test_objects_without_points_are_not_taught(samples: list[Sample], tiny_spec:
     assert taught > 3
     unseen = replace(samples[0], num_points=np.zeros_like(samples[0].num_points))
     assert not dataset_of([unseen], tiny_spec)[0]["targets"]["heatmap"].any()
-
-
-def test_epochs_are_permutations_that_count_on() -> None:
-    sampler = EpochSampler(5, seed=3, repeat=2)
-    assert len(sampler) == 10
-    epochs = []
-    for epoch in range(3):
-        sampler.begin(epoch)
-        positions = list(sampler)
-        assert sorted(positions) == list(range(10 * epoch, 10 * epoch + 10))
-        epochs.append(positions)
-    turns = [tuple(position % 5 for position in epoch[half : half + 5]) for epoch in epochs for half in (0, 5)]
-    assert all(sorted(turn) == [0, 1, 2, 3, 4] for turn in turns)
-    assert len(set(turns)) > 3
-    again = EpochSampler(5, seed=3, repeat=2)
-    again.begin(2)
-    assert list(again) == epochs[2]
-    assert list(EpochSampler(5, seed=4, repeat=2)) != epochs[0]
 
 
 def test_collate_stacks_in_order(samples: list[Sample], tiny_spec: GraphSpec) -> None:

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import (
-    AugmentationConfig,
     ContrastLossConfig,
     DistillConfig,
     DistillLosses,
     FeatureLossConfig,
     HeatmapLossConfig,
     ModelConfig,
-    TrainConfig,
 )
+from bevkd_deploy.contracts.recipe_training import AugmentationConfig, TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.distill import loop
 from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
