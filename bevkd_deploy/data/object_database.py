@@ -62,9 +62,10 @@ class ObjectDatabase:
             ArtifactError: the file is damaged or no object database.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as handle:
+                arrays = np.load(handle, allow_pickle=False)
                 found = cls(*(arrays[name] for name in ("boxes", "labels", "starts", "points")))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"object database {path} cannot be read ({error}); remove it") from error
         count = len(found.labels)
         if found.boxes.shape != (count, 9) or found.starts.shape != (count + 1,):
