@@ -131,6 +131,15 @@ def test_a_database_holds_the_objects_of_its_frames(samples: list[Sample]) -> No
         assert any(np.array_equal(cloud, other) for _, _, other in expected)
 
 
+def test_points_of_other_sensors_do_not_count(samples: list[Sample]) -> None:
+    """The annotation adds radar points; only those of the cloud can be pasted."""
+    boasting = [replace(sample, num_points=sample.num_points + 100) for sample in samples]
+    config = PasteConfig(min_points=8)
+    found = build_database(boasting, config)
+    assert np.diff(found.starts).min() >= 8
+    assert len(found) == len(build_database(samples, config))
+
+
 def test_only_the_wanted_classes_evenly_over_the_split(samples: list[Sample]) -> None:
     label = int(np.bincount(np.concatenate([s.labels[s.num_points >= 5] for s in samples])).argmax())
     everything = build_database(samples, PasteConfig(up_to={CLASS_NAMES[label]: 1}))
