@@ -45,6 +45,9 @@ class DataConfig(Section):
     val_infos: str | None = Field(None, description="mmdet3d info file (.pkl), relative to root")
     cameras: tuple[str, ...] = Field(CAMERA_NAMES, min_length=1)
     sweeps: Annotated[int, Field(ge=0)] = Field(0, description="earlier LiDAR turns added to each keyframe")
+    sensors: Literal["fusion", "camera", "lidar"] = Field(
+        "fusion", description="which sensors feed the network; the others are missing in every frame"
+    )
     synthetic: SyntheticConfig | None = None
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,19 @@ def open_split(data: DataConfig, root: Path, split: Split) -> list[Sample]:
     Raises:
         DataError: the dataset is missing or damaged, or the split holds no samples.
     """
+    return [_with_sensors(sample, data.sensors) for sample in _read_split(data, root, split)]
+
+
+def _with_sensors(sample: Sample, sensors: Literal["fusion", "camera", "lidar"]) -> Sample:
+    """The same frame as a vehicle without the other sensors has it."""
+    if sensors == "camera":
+        return replace(sample, points_path=None, sweeps=())
+    if sensors == "lidar":
+        return replace(sample, image_paths={}, calibration=sample.calibration.select(()))
+    return sample
+
+
+def _read_split(data: DataConfig, root: Path, split: Split) -> list[Sample]:
     if data.source == "mmdet3d_infos":
         infos = data.train_infos if split == "train" else data.val_infos
         assert infos is not None  # the recipe schema demands both

@@ -213,6 +213,17 @@ def test_a_missing_camera_is_black_unread_and_changes_no_other_draw(tmp_path: Pa
     assert torch.equal(without["lut_pixel"][back], whole["lut_pixel"][back])
 
 
+def test_a_frame_without_cameras(tmp_path: Path, spec: GraphSpec) -> None:
+    sample = make_sample(tmp_path, {camera: np.array([10.0, 10.0]) for camera in CAMERAS})
+    whole = dataset_of(sample, {"student": spec}, AUGMENTATIONS["all"])[3]
+    blind = replace(sample, image_paths={}, calibration=CALIBRATION.select(()))
+    frame = dataset_of(blind, {"student": spec}, AUGMENTATIONS["all"])[3]
+    assert not frame["inputs"]["student"]["images"].any()
+    assert (frame["inputs"]["student"]["lut_pixel"] == spec.pixel_dump_index).all()
+    assert torch.equal(frame["inputs"]["student"]["pillars"], whole["inputs"]["student"]["pillars"])
+    assert torch.equal(frame["targets"]["heatmap"], whole["targets"]["heatmap"])
+
+
 def test_nothing_is_pasted_into_a_frame_without_lidar(tmp_path: Path, spec: GraphSpec) -> None:
     sample = make_sample(tmp_path, {camera: np.array([10.0, 10.0]) for camera in CAMERAS})
     other = replace(sample, boxes=BOXES + np.array([3.0, 3.0, 0, 0, 0, 0, 0, 0, 0]), token="other")
