@@ -8,7 +8,7 @@ from pathlib import Path
 
 # In a process of its own, with a limit: the failure that this guards against is a worker that hangs.
 PROGRAM = """
-import sys
+import sys, time
 from pathlib import Path
 import cv2, numpy as np
 from bevkd_deploy.contracts.recipe_loader import load_recipe
@@ -26,6 +26,7 @@ dataset = FrameDataset(
     target_of="student", min_radius_cells=1,
 )
 here = [dataset[index]["token"] for index in range(4)]
+time.sleep(1)  # until its threads wait
 for workers in (0, 2):
     loader = frame_loader(dataset, EpochSampler(4, seed=0), batch_size=2, workers=workers)
     assert sorted(token for batch in loader for token in batch["token"]) == sorted(here)
@@ -35,7 +36,7 @@ print(cv2.getNumThreads())
 
 def test_workers_run_after_this_process_has_used_opencv(tiny_world: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tiny_world)], capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-c", PROGRAM, str(tiny_world)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1"]
