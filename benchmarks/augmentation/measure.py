@@ -32,7 +32,7 @@ from bevkd_deploy.geometry.camera_lut import build_luts, fit_image
 from bevkd_deploy.runtime.preprocess import Preprocessor
 
 HERE = Path(__file__).resolve().parent
-ROUNDS = 25
+ROUNDS = 80
 
 
 def measure(root: Path) -> dict[str, Any]:
