@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from bevkd_deploy.cli.console import output_of
+from bevkd_deploy.cli.truth import truth
 
 data_app = typer.Typer(help="Write the synthetic dataset, or check a dataset.", no_args_is_help=True)
+data_app.command()(truth)
 
 
 @data_app.command()
