@@ -17,10 +17,11 @@ from bevkd_deploy.pipelines.datasets import prepare_data
 QUIET = Console(quiet=True)
 
 
-def recipe_of(root: Path, *overrides: str) -> Recipe:
-    world = ("profile=tiny", "train_scenes=1", "val_scenes=1")
-    settings = [f"data.root={root}", *(f"data.synthetic.{setting}" for setting in world), *overrides]
-    return load_recipe("quickstart", settings).recipe
+def recipe_of(root: Path, **changes: object) -> Recipe:
+    """The quickstart on the tiny world, or on one that differs from it."""
+    world = {"profile": "tiny", "train_scenes": 1, "val_scenes": 1, **changes}
+    overrides = [f"data.synthetic.{key}={value}" for key, value in world.items()]
+    return load_recipe("quickstart", [f"data.root={root}", *overrides]).recipe
 
 
 def test_the_recipes_world_is_taken(tiny_world: Path) -> None:
@@ -28,17 +29,17 @@ def test_the_recipes_world_is_taken(tiny_world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "difference"),
+    ("change", "difference"),
     [
-        ("difficulty=hard", "difficulty is normal, not hard"),
-        ("profile=quickstart", "profile is tiny, not quickstart"),
-        ("train_scenes=2", "train_scenes is 1, not 2"),
-        ("seed=3", "seed is 0, not 3"),
+        ({"difficulty": "hard"}, "difficulty is normal, not hard"),
+        ({"profile": "quickstart"}, "profile is tiny, not quickstart"),
+        ({"train_scenes": 2}, "train_scenes is 1, not 2"),
+        ({"seed": 3}, "seed is 0, not 3"),
     ],
 )
-def test_another_world_is_refused(tiny_world: Path, setting: str, difference: str) -> None:
+def test_another_world_is_refused(tiny_world: Path, change: dict[str, object], difference: str) -> None:
     with pytest.raises(DataError, match=f"holds another synthetic dataset: {difference}. Choose another data.root"):
-        prepare_data(recipe_of(tiny_world, f"data.synthetic.{setting}"), QUIET)
+        prepare_data(recipe_of(tiny_world, **change), QUIET)
 
 
 def test_a_world_of_the_first_generator_is_refused(tiny_world: Path, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_world_of_the_first_generator_is_refused(tiny_world: Path, tmp_path: P
 
 
 def test_a_world_of_the_recipes_difficulty_is_written(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path / "world", "data.synthetic.difficulty=easy")
+    recipe = recipe_of(tmp_path / "world", difficulty="easy")
     root = prepare_data(recipe, QUIET)
     assert json.loads((root / "dataset.json").read_text())["profile"]["difficulty"]["name"] == "easy"
     assert prepare_data(recipe, QUIET) == root
