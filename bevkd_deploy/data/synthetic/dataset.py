@@ -274,6 +274,10 @@ class _SceneWriter:
 def count_points(points: Array, boxes: Array) -> NDArray[np.int64]:
     """Points [P, 3] inside each upright box [N, 7] (x, y, z centre, l, w, h, yaw), same frame, [N]."""
     counts = np.zeros(len(boxes), dtype=np.int64)
+    if not len(boxes):
+        return counts
+    bottom = (boxes[:, 2] - boxes[:, 5] / 2).min() - 1e-6  # most points are ground below every box
+    points = points[points[:, 2] > bottom]
     order = np.argsort(points[:, 0], kind="stable")
     x_sorted, y_sorted, z_sorted = (points[order, axis] for axis in range(3))
     length_m, width_m, height_m = boxes[:, 3:6].T / 2

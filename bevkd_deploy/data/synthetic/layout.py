@@ -108,16 +108,13 @@ class _Crowd:
 
 def overlapping(a: Array, half_a: Array, b: Array, half_b: Array) -> NDArray[np.bool_]:
     """Whether rectangles overlap, pair by pair: poses [N, 3] (x, y, yaw) and half sizes [N, 2] (length, width)."""
-    delta = b[:, :2] - a[:, :2]
+    x, y = b[:, 0] - a[:, 0], b[:, 1] - a[:, 1]
+    (cos_a, sin_a), (cos_b, sin_b) = cos_sin(a[:, 2]), cos_sin(b[:, 2])
+    along, across = np.abs(cos_a * cos_b + sin_a * sin_b), np.abs(sin_a * cos_b - cos_a * sin_b)
     result = np.ones(len(a), dtype=bool)
-    for yaw in (a[:, 2], b[:, 2]):
-        for turn in (0.0, np.pi / 2):
-            cos, sin = cos_sin(yaw + turn)
-            gap = np.abs(delta[:, 0] * cos + delta[:, 1] * sin)
-            for pose, half in ((a, half_a), (b, half_b)):
-                along = cos_sin(pose[:, 2] - yaw - turn)
-                gap = gap - half[:, 0] * np.abs(along[0]) - half[:, 1] * np.abs(along[1])
-            result &= gap < 0
+    for cos, sin, own, other in ((cos_a, sin_a, half_a, half_b), (cos_b, sin_b, half_b, half_a)):
+        result &= np.abs(x * cos + y * sin) < own[:, 0] + other[:, 0] * along + other[:, 1] * across
+        result &= np.abs(y * cos - x * sin) < own[:, 1] + other[:, 0] * across + other[:, 1] * along
     return result
 
 

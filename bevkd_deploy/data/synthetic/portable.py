@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 #: pi / 2 in two parts; the first has 33 bits, so its small multiples are exact.
 _QUARTER_HIGH, _QUARTER_LOW = 1.57079632673412561417, 6.07710050650619224932e-11
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+_DIVISORS = [np.array([n * (n + 1.0), n * (n - 1.0)]) for n in range(16, 0, -2)]
 _NORMAL_STEP = 2.0**-24
 
 
@@ -29,11 +30,12 @@ def cos_sin(angle_rad: ArrayLike) -> tuple[Any, Any]:
     quarters = np.round(angle * (2 / np.pi))
     rest = (angle - quarters * _QUARTER_HIGH) - quarters * _QUARTER_LOW
     square = rest * rest
-    sine, cosine = np.ones_like(square), np.ones_like(square)
-    for n in range(16, 0, -2):  # Taylor series on [-pi/4, pi/4], innermost term first
-        sine = 1.0 - sine * square / (n * (n + 1))
-        cosine = 1.0 - cosine * square / (n * (n - 1))
-    sine = sine * rest
+    both = np.ones((2, *square.shape))  # sine / rest, cosine
+    for divisors in _DIVISORS:  # Taylor series on [-pi/4, pi/4], innermost term first
+        both *= square
+        both /= divisors.reshape(2, *(1,) * square.ndim)
+        np.subtract(1.0, both, out=both)
+    sine, cosine = both[0] * rest, both[1]
     turn = quarters.astype(np.int64) & 3
     swapped = (turn & 1).astype(bool)
     first, second = np.where(swapped, sine, cosine), np.where(swapped, cosine, sine)

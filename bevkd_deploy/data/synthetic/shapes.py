@@ -6,6 +6,7 @@ The LiDAR intersects rays with the parts' planes; the cameras fill the parts' fa
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -64,6 +65,7 @@ class ShapeBuilder:
         self._colors: list[Color] = []
         self._parts: list[int] = []
         self._last_sides: list[Array] = []
+        self._last_normals: list[Array] = []
 
     def box(
         self,
@@ -124,7 +126,7 @@ class ShapeBuilder:
             quad = self._last_sides[SIDES[name]]
             low, high = (1 - u[1], 1 - u[0]) if name == "right" else u
             corners = _octagon(low, high, v) if round_ else [(low, v[0]), (high, v[0]), (high, v[1]), (low, v[1])]
-            self._add_face(_on_quad(quad, np.array(corners)), _normal(quad), color, part)
+            self._add_face(_on_quad(quad, np.array(corners)), self._last_normals[SIDES[name]], color, part)
         return self
 
     def build(self) -> Shape:
@@ -158,8 +160,10 @@ class ShapeBuilder:
         self._reflectivity.append(reflectivity)
         planes = np.zeros((MAX_PLANES, 4))
         planes[:, 3] = 1.0
-        for index, polygon in enumerate([low[::-1], high, *self._last_sides]):
-            normal = _normal(polygon)
+        polygons = [low[::-1], high, *self._last_sides]
+        normals = [_normal(polygon) for polygon in polygons]
+        self._last_normals = normals[2:]
+        for index, (polygon, normal) in enumerate(zip(polygons, normals, strict=True)):
             self._add_face(polygon, normal, color, part)
             planes[index] = [*normal, dot(normal, polygon[0])]
         self._planes.append(planes)
@@ -183,6 +187,7 @@ def _tilt(pitch_rad: float, x: float, z: float) -> Array | None:
     return move
 
 
+@functools.cache
 def _circle(corners: int) -> Array:
     """Corners of a regular polygon of radius 1 with two sides across +x and -x, [n, 2]."""
     return np.stack(cos_sin((np.arange(corners) + 0.5) * (2 * np.pi / corners)), axis=1)
