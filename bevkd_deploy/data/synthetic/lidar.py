@@ -54,12 +54,12 @@ class Lidar:
         self._difficulty = profile.difficulty
         azimuth = (np.arange(self._columns) + 0.5) * (2 * np.pi / self._columns) - np.pi
         (cos_e, sin_e), (cos_a, sin_a) = cos_sin(BEAM_ELEVATIONS_RAD), cos_sin(azimuth[:, None])  # [columns, beams]
-        self._directions = np.stack([cos_e * cos_a, cos_e * sin_a, np.broadcast_to(sin_e, (len(azimuth), 32))], axis=-1)
-        self._directions = self._directions.reshape(-1, 3)
+        parts = (cos_e * cos_a, cos_e * sin_a, np.broadcast_to(sin_e, (len(azimuth), len(sin_e))))
+        self._directions = np.stack([part.reshape(-1) for part in parts])  # LiDAR frame, [3, rays]
         self._ring = np.tile(np.arange(len(BEAM_ELEVATIONS_RAD)), self._columns)
         self._origin = lidar2ego[:3, 3]
         self._ego2lidar = invert_rigid(lidar2ego)
-        self._rays = np.ascontiguousarray(rotate(lidar2ego[:3, :3], self._directions).T)  # ego frame, [3, rays]
+        self._rays = np.ascontiguousarray(rotate(lidar2ego[:3, :3], self._directions.T).T)  # ego frame, [3, rays]
         self._ground_m = self._ground_distance()
 
     def scan(
@@ -114,7 +114,8 @@ class Lidar:
         distance = distance + noise * rng.standard_normal(len(ray))
         intensity = 110.0 * shine * (1.1 - 0.5 * fade) * exp(0.15 * rng.standard_normal(len(ray)))
         points = np.empty((len(ray), 5), dtype=np.float32)
-        points[:, :3] = np.take(self._directions, ray, axis=0) * distance[:, None]
+        for axis in range(3):
+            points[:, axis] = self._directions[axis][ray] * distance
         points[:, 3] = np.clip(np.round(intensity), 0, 255)
         points[:, 4] = self._ring[ray]
         seen = np.bincount(owner[owner != GROUND], minlength=len(possible))

@@ -66,7 +66,7 @@ def exp(value: ArrayLike) -> Array:
     series = np.ones_like(rest)
     for n in range(14, 0, -1):
         series *= rest
-        series /= n
+        series *= 1.0 / n
         series += 1.0
     result: Array = np.ldexp(series, twos.astype(np.int32))
     return result
