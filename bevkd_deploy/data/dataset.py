@@ -15,7 +15,7 @@ from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import AugmentationConfig
 from bevkd_deploy.data.augment import augment_points, draw_bev_aug
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.sensor_files import load_sample_images, load_sample_points
+from bevkd_deploy.data.sensor_files import load_sample
 from bevkd_deploy.data.targets import center_targets
 from bevkd_deploy.geometry.boxes import augment_boxes
 from bevkd_deploy.runtime.preprocess import Preprocessor
@@ -65,29 +65,32 @@ class FrameDataset(Dataset[Frame]):
             bev_aug = draw_bev_aug(self.augmentation, np.random.default_rng([self.seed, position]))
         sensors = self._sensors(position % len(self))
         points = sensors["points"] if bev_aug is None else augment_points(sensors["points"], bev_aug)
-        frame: Frame = {"token": sample.token, "inputs": {}}
+        frame: Frame = {"token": sample.token, "dropped": list(sensors["dropped"]), "inputs": {}}
         made: dict[str, dict[str, Tensor]] = {}
         for name, spec in self.specs.items():
             key = _input_key(spec)
             if key not in made:
-                made[key] = self._inputs(name, sample, sensors["images"][key], points, bev_aug)
+                missing = [camera for camera in spec.cameras if camera not in sensors["cameras"]]
+                made[key] = self._inputs(name, sample, sensors["images"][key], points, bev_aug, missing)
             frame["inputs"][name] = made[key]
         frame["targets"] = self._targets(sample, bev_aug)
         return frame
 
     def _sensors(self, index: int) -> dict[str, Any]:
-        """Resized images per input geometry, and points."""
+        """Resized images per input geometry, points, the cameras that were read and what was dropped."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self.samples[index]
         cameras = list(dict.fromkeys(camera for spec in self.specs.values() for camera in spec.cameras))
-        raw = dict(zip(cameras, load_sample_images(sample, cameras), strict=True))
+        read = load_sample(sample, cameras)
+        raw = dict(zip(cameras, read.images, strict=True))
         images: dict[str, NDArray[np.uint8]] = {}
         for name, spec in self.specs.items():
             key = _input_key(spec)
             if key not in images:
                 images[key] = self._preprocessors[name].images([raw[camera] for camera in spec.cameras])
-        sensors = {"images": images, "points": load_sample_points(sample)}
+        there = {camera for camera, image in raw.items() if image is not None}
+        sensors = {"images": images, "points": read.points, "cameras": there, "dropped": read.dropped}
         if self._cache is not None:
             self._cache[index] = sensors
         return sensors
@@ -99,10 +102,10 @@ class FrameDataset(Dataset[Frame]):
         images: NDArray[np.uint8],
         points: NDArray[np.float32],
         bev_aug: NDArray[np.float64] | None,
+        missing: Sequence[str],
     ) -> dict[str, Tensor]:
         preprocessor = self._preprocessors[name]
         pillars = preprocessor.pillars(points)
-        missing = [camera for camera in preprocessor.spec.cameras if camera not in sample.image_paths]
         lut_pixel, lut_depth = preprocessor.tables(sample.calibration, bev_aug, missing=missing)
         arrays = {
             "images": images,
@@ -147,10 +150,11 @@ class EpochSampler(Sampler[int]):
 
 
 def collate(frames: list[Frame]) -> Frame:
-    """Stack frames into a batch: inputs per network, targets, tokens."""
+    """Stack frames into a batch: inputs per network, targets, tokens, and the sensors that frames go without."""
     names = frames[0]["inputs"]
     shared: dict[int, dict[str, Tensor]] = {}
     batch: Frame = {"token": [frame["token"] for frame in frames], "inputs": {}}
+    batch["dropped"] = [event for frame in frames for event in frame["dropped"]]
     for name in names:
         identity = id(names[name])
         if identity not in shared:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +22,7 @@ from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteE
 from bevkd_deploy.contracts.files import write_atomic
 from bevkd_deploy.contracts.recipe import TrainConfig
 from bevkd_deploy.data.dataset import EpochSampler, FrameDataset, collate
+from bevkd_deploy.data.events import DropLog, DroppedSensor
 
 _EVENT_EVERY_STEPS = 10
 
@@ -34,11 +35,13 @@ class LoopHooks:
         on_step: after each optimizer step, with step, total steps and the losses of that step.
         on_epoch: after each epoch, with the number of finished epochs and the step module.
         save_weights: writes the network's weights; called with every state that is saved.
+        on_dropped: with the sensors that the frames of a batch go without (`data.on_error: drop_sensor`).
     """
 
     on_step: Callable[[int, int, dict[str, float]], None]
     on_epoch: Callable[[int], None]
     save_weights: Callable[[nn.Module], None]
+    on_dropped: Callable[[list[DroppedSensor]], None] = lambda _: None
 
 
 @dataclass
@@ -117,6 +120,8 @@ def fit(
             for batch in accelerator.skip_first_batches(loader, skip) if skip else loader:
                 losses = _train_one(accelerator, prepared, optimizer, schedule, batch, done / total, config)
                 done += 1
+                events.dropped(done, batch["dropped"])
+                hooks.on_dropped(batch["dropped"])
                 events.write(done, epoch, float(schedule.get_last_lr()[0]), losses)
                 hooks.on_step(done, total, losses)
                 if stop():
@@ -231,6 +236,7 @@ class _Events:
         self.run_dir = run_dir
         self.start = time.monotonic()
         self.truncate_after = truncate_after
+        self._drops = DropLog()
 
     def __enter__(self) -> _Events:
         if self.is_main:
@@ -249,6 +255,14 @@ class _Events:
         if self.is_main:
             self.handle.close()
             self.board.close()
+
+    def dropped(self, step: int, found: list[DroppedSensor]) -> None:
+        """One line for each sensor that a frame goes without, the first time that it is met."""
+        for event in self._drops.add(found):
+            if self.is_main:
+                line = {"event": "sensor_dropped", "step": step, **asdict(event)}
+                self.handle.write(json.dumps(line) + "\n")
+                self.handle.flush()
 
     def write(self, step: int, epoch: int, learning_rate: float, losses: dict[str, float]) -> None:
         """One line every few steps."""
