@@ -9,11 +9,22 @@ TEST_EXTRAS := $(VENV)/.installed-test-$(HASH)
 DOCS_EXTRAS := $(VENV)/.installed-docs-$(HASH)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test check docs clean
+# mmdet3d, the reference of the data path, lives in an environment of its own: it needs numpy<2. mmcv's operators take
+# up to half an hour to compile, so their wheel is kept where a second checkout finds it.
+MMDET3D_VENV := .venv-mmdet3d
+MMDET3D_BIN := $(MMDET3D_VENV)/bin
+MMDET3D_HASH := $(shell cat pyproject.toml constraints-mmdet3d.txt | cksum | cut -d' ' -f1)
+MMDET3D_READY := $(MMDET3D_VENV)/.installed-$(MMDET3D_HASH)
+MMDET3D_PIP := $(MMDET3D_BIN)/python -m pip install --disable-pip-version-check --constraint constraints-mmdet3d.txt
+MMCV := mmcv==2.1.0
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bevkd
+MMCV_WHEELS = $(CACHE)/wheels/mmcv-2.1.0-torch-2.13.0-$(shell $(MMDET3D_BIN)/python -c 'import sysconfig, sys; print(sys.implementation.cache_tag, sysconfig.get_platform(), sep="-")')
+
+.PHONY: help demo test test-mmdet3d check docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
 
 demo: $(RUN_EXTRAS) ## synthetic data, teacher, distillation, export, benchmark; on the CPU, in minutes
 	test -f data/quickstart/dataset.json || $(BIN)/bevkd data synth data/quickstart --scenes 20 --val-scenes 4 --seed 0 --profile quickstart --workers 2
@@ -23,6 +34,9 @@ demo: $(RUN_EXTRAS) ## synthetic data, teacher, distillation, export, benchmark;
 
 test: $(TEST_EXTRAS) ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-mmdet3d: $(MMDET3D_READY) ## our readers and pillars against mmdet3d's own (compiles mmcv once)
+	$(MMDET3D_BIN)/python -m pytest tests/mmdet3d
 
 check: $(TEST_EXTRAS) ## lint, formatting, types, import rules
 	$(BIN)/ruff check .
@@ -34,7 +48,7 @@ docs: $(DOCS_EXTRAS) ## the documentation site into site/, warnings as errors
 	$(BIN)/mkdocs build --strict
 
 clean: ## remove the environment and everything that tools cached
-	rm -rf $(VENV) site dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(MMDET3D_VENV) site dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or name yours: make PYTHON=python3.12" >&2; exit 2; }
@@ -53,4 +67,19 @@ $(TEST_EXTRAS): $(RUN_EXTRAS)
 
 $(DOCS_EXTRAS): | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[docs]'
+	touch $@
+
+$(MMDET3D_BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(MMDET3D_VENV)
+
+# The wheel appears under its final name only when it is whole: two builds at once do not disturb each other.
+$(MMDET3D_READY): | $(MMDET3D_BIN)/python
+	$(MMDET3D_PIP) torch numpy setuptools wheel ninja psutil
+	ls $(MMCV_WHEELS)/mmcv-*.whl >/dev/null 2>&1 || { \
+		mkdir -p $(MMCV_WHEELS) && fresh=$$(mktemp -d $(MMCV_WHEELS)/build.XXXXXX) && \
+		MMCV_WITH_OPS=1 $(MMDET3D_BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir $$fresh $(MMCV) && \
+		mv $$fresh/mmcv-*.whl $(MMCV_WHEELS)/ && rmdir $$fresh; }
+	$(MMDET3D_PIP) $(MMCV_WHEELS)/mmcv-*.whl mmengine==0.10.7 mmdet==3.3.0 mmdet3d==1.4.0
+	$(MMDET3D_PIP) --editable '.[train]' pytest hypothesis
 	touch $@

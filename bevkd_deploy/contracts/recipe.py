@@ -56,6 +56,9 @@ class DataConfig(Section):
         description="a missing or broken sensor file stops the run, or the frame goes without that sensor and the run "
         "reports it",
     )
+    sensors: Literal["fusion", "camera", "lidar"] = Field(
+        "fusion", description="which sensors feed the network; the others are missing in every frame"
+    )
     synthetic: SyntheticConfig | None = None
 
     @model_validator(mode="after")

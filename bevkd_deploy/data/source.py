@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,21 @@ def open_split(data: DataConfig, root: Path, split: Split, listener: Listener | 
     Raises:
         DataError: the dataset is missing or damaged, or the split holds no samples.
     """
+    return [_with_sensors(sample, data.sensors) for sample in _read_split(data, root, split, listener)]
+
+
+def _with_sensors(sample: Sample, sensors: Literal["fusion", "camera", "lidar"]) -> Sample:
+    """The same frame as a vehicle without the other sensors has it."""
+    if sensors == "camera":
+        cameras = tuple(event for event in sample.dropped if event.kind == "camera")
+        return replace(sample, points_path=None, sweeps=(), dropped=cameras)
+    if sensors == "lidar":
+        turns = tuple(event for event in sample.dropped if event.kind != "camera")
+        return replace(sample, image_paths={}, calibration=sample.calibration.select(()), dropped=turns)
+    return sample
+
+
+def _read_split(data: DataConfig, root: Path, split: Split, listener: Listener | None) -> list[Sample]:
     if data.source == "mmdet3d_infos":
         infos = data.train_infos if split == "train" else data.val_infos
         assert infos is not None  # the recipe schema demands both

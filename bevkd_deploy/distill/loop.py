@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteError
 from bevkd_deploy.contracts.files import write_atomic
 from bevkd_deploy.contracts.recipe import TrainConfig
-from bevkd_deploy.data.dataset import EpochSampler, FrameDataset, collate
+from bevkd_deploy.data.dataset import EpochSampler, FrameDataset
 from bevkd_deploy.data.events import DropLog, DroppedSensor
+from bevkd_deploy.data.loader import frame_loader
 
 _EVENT_EVERY_STEPS = 10
 
@@ -103,7 +103,8 @@ def fit(
     torch.manual_seed(seed)
     sampler = EpochSampler(len(dataset), seed, config.repeat)
     optimizer = torch.optim.AdamW(step_module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    prepared, optimizer, loader = accelerator.prepare(step_module, optimizer, _loader(dataset, sampler, config))
+    frames = frame_loader(dataset, sampler, batch_size=config.batch_size, workers=config.workers)
+    prepared, optimizer, loader = accelerator.prepare(step_module, optimizer, frames)
     steps_per_epoch = len(loader)
     total = steps_per_epoch * config.epochs
     schedule = _one_cycle(optimizer.optimizer, config, total)
@@ -132,20 +133,6 @@ def fit(
             save(done)
             hooks.on_epoch(epoch + 1)
             prepared.train()
-
-
-def _loader(dataset: FrameDataset, sampler: EpochSampler, config: TrainConfig) -> DataLoader[dict[str, Any]]:
-    return DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        sampler=sampler,
-        num_workers=config.workers,
-        collate_fn=collate,
-        drop_last=len(sampler) >= config.batch_size,
-        persistent_workers=config.workers > 0,
-        # Its own: a loader draws from it at each start, and a resumed epoch has one start more.
-        generator=torch.Generator(),
-    )
 
 
 def _one_cycle(

@@ -61,11 +61,16 @@ class BevGrid:
     def locate(self, xy_m: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Flat cell index [N] of positions [N, 2] and whether each is inside; index is 0 where it is not."""
         rows, columns = self.shape_yx
-        # Division in the points' own dtype: float32 clouds stay float32 (half the time of float64).
+        # In the points' own dtype: float32 clouds stay float32 (half the time of float64). Cells are counted in floats
+        # too, which are exact up to 2^24 cells; beyond that in float64.
         scalar = xy_m.dtype.type
         x = np.floor((xy_m[:, 0] - scalar(self.x_range_m[0])) / scalar(self.cell_m))
         y = np.floor((xy_m[:, 1] - scalar(self.y_range_m[0])) / scalar(self.cell_m))
-        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
-        # Rows and columns are exact in float32, their flat index is not beyond 2^24 cells: integers from here on.
-        index = np.where(inside, y, 0).astype(np.int64) * columns + np.where(inside, x, 0).astype(np.int64)
-        return index, inside
+        inside = x >= 0
+        inside &= x < columns
+        inside &= y >= 0
+        inside &= y < rows
+        outside = np.flatnonzero(~inside)
+        x[outside] = y[outside] = 0
+        flat = y * columns + x if rows * columns <= 1 << 24 else y.astype(np.float64) * columns + x
+        return flat.astype(np.int64), inside

@@ -15,6 +15,9 @@ from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.geometry.grid import BevGrid
 
+#: One point as a single item: five float32.
+_POINT = np.dtype("V20")
+
 
 @dataclass(frozen=True, eq=False)
 class Pillars:
@@ -52,33 +55,66 @@ def voxelize(points: NDArray[np.float32], spec: GraphSpec) -> Pillars:
         raise DataError(f"points must be a floating-point array [N, 5], got {got}; convert them to float32")
     if points.ndim != 2 or points.shape[1] != 5:
         raise DataError(f"points must be [N, 5] (x, y, z, intensity, time lag), got {list(points.shape)}")
-    points = points.astype(np.float32, copy=False)
+    points = np.ascontiguousarray(points, dtype=np.float32)
     if not np.isfinite(points).all():
         bad = int(np.count_nonzero(~np.isfinite(points).all(axis=1)))
         raise DataError(f"{bad} of {len(points)} points hold NaN or infinite values; remove them before detection")
-    rows, columns = spec.pillar_shape_yx
-    cell, inside = BevGrid.pillars(spec).locate(points[:, :2])
-    inside &= (points[:, 2] >= spec.range_m[2]) & (points[:, 2] < spec.range_m[5])
-    arrivals = np.flatnonzero(inside)
-    # Cell and arrival number in one key: a plain sort of unique keys is stable, and far faster than a stable argsort.
-    key = np.sort((cell[arrivals] << 32) | arrivals)
-    sorted_cell, order = key >> 32, key & 0xFFFFFFFF
-    starts = np.flatnonzero(np.r_[True, sorted_cell[1:] != sorted_cell[:-1]]) if len(key) else np.zeros(0, np.int64)
-    sizes = np.diff(np.r_[starts, len(key)])
-    # `order[starts]` is the arrival number of each pillar's first point: ranking it gives the order of first arrival.
-    kept = np.argsort(order[starts])[: spec.max_pillars]
-    slot = np.full(len(starts), -1, dtype=np.int64)
-    slot[kept] = np.arange(len(kept))
-
-    group = np.repeat(np.arange(len(starts)), sizes)
-    rank = np.arange(len(key)) - np.repeat(starts, sizes)
-    keep = (slot[group] >= 0) & (rank < spec.max_points)
-    rows_of_points = np.zeros((spec.max_pillars * spec.max_points, 5), dtype=np.float32)
-    rows_of_points[slot[group[keep]] * spec.max_points + rank[keep]] = points[order[keep]]
+    cell = _cells(points, spec)
+    first, slot = _slots(cell, spec)
+    kept = min(len(first), spec.max_pillars)
+    rank, sizes = _ranks(slot, spec.max_pillars)
+    # What has no place: points outside the grid or in a pillar too many, and points too many in their pillar.
+    fitting = np.flatnonzero((rank < spec.max_points) & (slot < spec.max_pillars))
+    rows = np.zeros((spec.max_pillars * spec.max_points, 5), dtype=np.float32)
+    # One item of 20 bytes a point: half the time of rows of five numbers.
+    np.put(rows.view(_POINT)[:, 0], (slot * spec.max_points + rank)[fitting], points.view(_POINT)[:, 0].take(fitting))
     count = np.zeros(spec.max_pillars, dtype=np.int32)
-    count[: len(kept)] = np.minimum(sizes[kept], spec.max_points)
-    index = np.full(spec.max_pillars, rows * columns, dtype=np.int32)
-    index[: len(kept)] = sorted_cell[starts[kept]] if len(kept) else 0
-    dropped_points = len(key) - int(count.sum())
-    pillars = rows_of_points.reshape(spec.max_pillars, spec.max_points, 5)
-    return Pillars(pillars, count, index, len(kept), len(starts) - len(kept), dropped_points)
+    count[:kept] = np.minimum(sizes[:kept], spec.max_points)
+    index = np.full(spec.max_pillars, spec.pillar_dump_index, dtype=np.int32)
+    index[:kept] = cell[first[:kept]]
+    return Pillars(
+        rows.reshape(spec.max_pillars, spec.max_points, 5),
+        count,
+        index,
+        kept_pillars=kept,
+        dropped_pillars=len(first) - kept,
+        dropped_points=int(np.count_nonzero(cell < spec.pillar_dump_index)) - len(fitting),
+    )
+
+
+def _cells(points: NDArray[np.float32], spec: GraphSpec) -> NDArray[np.int64]:
+    """Flat cell of each point [N]; the dump row where the point is outside the range."""
+    cell, inside = BevGrid.pillars(spec).locate(points[:, :2])
+    z = points[:, 2].copy()  # read twice: contiguous, it is faster
+    inside &= z >= spec.range_m[2]
+    inside &= z < spec.range_m[5]
+    cell[np.flatnonzero(~inside)] = spec.pillar_dump_index
+    return cell
+
+
+def _slots(cell: NDArray[np.int64], spec: GraphSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of the first point of each pillar, in order of arrival, and the pillar number of each point [N].
+
+    A point outside the range or in a pillar too many has the number `max_pillars`.
+    """
+    number = np.arange(len(cell), dtype=np.int32)
+    of_cell = np.empty(spec.pillar_dump_index + 1, dtype=np.int32)
+    # Of several values put into one place the last one stays: backwards, that is the first arrival.
+    np.put(of_cell, cell[::-1], number[::-1])
+    of_cell[spec.pillar_dump_index] = -1
+    first = np.flatnonzero(of_cell.take(cell) == number)
+    np.put(of_cell, cell.take(first), np.minimum(np.arange(len(first), dtype=np.int32), spec.max_pillars))
+    of_cell[spec.pillar_dump_index] = spec.max_pillars
+    return first, of_cell.take(cell).astype(np.int64)
+
+
+def _ranks(slot: NDArray[np.int64], groups: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Place of each point among those of its pillar, in order of arrival [N], and the points of each pillar."""
+    # NumPy sorts 16-bit keys by counting, several times as fast as any other; and counting keeps equal keys in order.
+    key = slot.astype(np.uint16) if groups < 1 << 16 else slot
+    order = np.argsort(key, kind="stable")
+    sizes = np.bincount(slot, minlength=groups + 1)
+    rank = np.empty(len(slot), dtype=np.int64)
+    rank[order] = np.arange(len(slot))
+    rank -= (np.cumsum(sizes) - sizes).take(slot)
+    return rank, sizes

@@ -10,6 +10,7 @@ import pytest
 
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.recipe import DataConfig
+from bevkd_deploy.data.sensor_files import load_sample_images, load_sample_points
 from bevkd_deploy.data.source import open_split
 from bevkd_deploy.data.splits import official_scenes, official_splits
 
@@ -46,6 +47,18 @@ def test_a_datasets_own_splits_are_followed(tiny_world: Path) -> None:
 def test_the_recipes_cameras_are_read_in_its_order(tiny_world: Path) -> None:
     (first, *_) = open_split(config(cameras=("CAM_BACK", "CAM_FRONT")), tiny_world, "val")
     assert first.calibration.cameras == ("CAM_BACK", "CAM_FRONT")
+
+
+def test_a_vehicle_with_one_kind_of_sensor(tiny_world: Path) -> None:
+    both = open_split(config(), tiny_world, "val")
+    camera = open_split(config(sensors="camera"), tiny_world, "val")
+    lidar = open_split(config(sensors="lidar"), tiny_world, "val")
+    assert [s.token for s in both] == [s.token for s in camera] == [s.token for s in lidar]
+    assert all(s.points_path is None and not len(load_sample_points(s)) for s in camera)
+    assert [s.image_paths for s in camera] == [s.image_paths for s in both]
+    assert all(not s.image_paths and s.calibration.cameras == () for s in lidar)
+    assert load_sample_images(lidar[0], ["CAM_FRONT"]) == [None]
+    assert [s.points_path for s in lidar] == [s.points_path for s in both]
 
 
 def test_an_unknown_split_names_the_known_ones(tiny_world: Path) -> None:

@@ -77,6 +77,24 @@ def test_equals_the_slow_loop(points: np.ndarray) -> None:
     assert got.kept_pillars == np.count_nonzero(count)
 
 
+def test_more_pillars_than_sixteen_bits_count_equal_the_slow_loop() -> None:
+    spec = SPEC.model_copy(update={"max_pillars": 70_000, "max_points": 1})
+    points = np.random.default_rng(0).uniform(-2.5, 2.5, (200, 5)).astype(np.float32)
+    pillars, count, index, _, dropped_points = slow_voxelize(points, spec)
+    got = voxelize(points, spec)
+    np.testing.assert_array_equal(got.pillars, pillars)
+    np.testing.assert_array_equal(got.pillar_count, count)
+    np.testing.assert_array_equal(got.pillar_index, index)
+    assert got.dropped_points == dropped_points > 0
+
+
+def test_points_of_a_view_are_taken_as_they_are_seen() -> None:
+    points = np.random.default_rng(0).uniform(-2.5, 2.5, (40, 7)).astype(np.float32)
+    np.testing.assert_array_equal(
+        voxelize(points[::2, 1:6], SPEC).pillars, voxelize(points[::2, 1:6].copy(), SPEC).pillars
+    )
+
+
 def test_no_points_make_padding_alone() -> None:
     got = voxelize(np.zeros((0, 5), np.float32), SPEC)
     assert not got.pillars.any()
