@@ -65,7 +65,9 @@ class DropLog:
         found = self.summary()
         counts = ", ".join(f"{_PLURALS[kind]} {count}" for kind, count in found["counts"].items())
         lines = [f"dropped sensors in {found['frames']} frames while {what}: {counts} (data.on_error: drop_sensor)"]
-        lines += [f"  sample {event.token}: {event.sensor}: {event.reason}" for event in list(self._seen)[:_REASONS_SHOWN]]
+        lines += [
+            f"  sample {event.token}: {event.sensor}: {event.reason}" for event in list(self._seen)[:_REASONS_SHOWN]
+        ]
         if len(self) > _REASONS_SHOWN:
             lines.append(f"  and {len(self) - _REASONS_SHOWN} more; bevkd data check lists every broken file")
         return lines

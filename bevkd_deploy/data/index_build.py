@@ -58,7 +58,9 @@ class IndexBuilder:
     def __init__(self, folder: Path, report: Report, on_bytes: Callable[[int], None] | None = None) -> None:
         self._folder, self._report, self._on_bytes = folder, report, on_bytes
         self._digests: dict[str, str] = {}
+        # Nobody is told of tokens that lead to a row, or a table, that was reported itself.
         self._broken: set[str] = set()
+        self._skipped: set[str] = set()
         self._columns: dict[str, Any] = {}
 
     def build(self) -> tuple[TableIndex, str]:
@@ -73,13 +75,15 @@ class IndexBuilder:
         rows = TableRows(self._folder / f"{table}.json", TABLES[table], self._report, self._on_bytes)
         yield from rows
         self._digests[table] = rows.sha256
+        self._skipped |= rows.rejected
         if not rows.complete:
             self._broken.add(table)
 
     def _find(self, rows: dict[str, int], table: str, token: object, where: str) -> int:
         """Row of a token in a table that was read, -1 (and a report) where it has none."""
-        found = rows.get(token, -1) if isinstance(token, str) else -1
-        if found < 0 and table not in self._broken:
+        token = token if isinstance(token, str) else repr(token)
+        found = rows.get(token, -1)
+        if found < 0 and table not in self._broken and token not in self._skipped:
             root = self._folder.parent
             self._report("token", f"dangling token: {table}.json in {root} has no row {token!r}, named by {where}")
         return found
@@ -93,6 +97,8 @@ class IndexBuilder:
             time_us = self._integer(row, "timestamp", "sample")
             if self._find(numbers, "scene", row["scene_token"], f"sample {row['token']}") >= 0:
                 found.append((scenes[row["scene_token"]], time_us, row["token"]))
+            else:
+                self._skipped.add(row["token"])
         found.sort(key=lambda sample: sample[:2])
         self._columns["sample_scene"] = Texts.of(scene for scene, _, _ in found)
         self._columns["sample_time_us"] = np.array([time_us for _, time_us, _ in found], dtype=np.int64)
@@ -118,7 +124,9 @@ class IndexBuilder:
             pose.extend(self._numbers(row, "translation", 3, "calibrated_sensor"))
             pose.extend(self._numbers(row, "rotation", 4, "calibrated_sensor"))
             matrix = row["camera_intrinsic"]
-            intrinsics.extend(self._numbers(row, "camera_intrinsic", 9, "calibrated_sensor") if matrix else [np.nan] * 9)
+            intrinsics.extend(
+                self._numbers(row, "camera_intrinsic", 9, "calibrated_sensor") if matrix else [np.nan] * 9
+            )
         self._columns["channels"] = Texts.of(channels)
         self._columns["sensor_channel"] = np.array(numbers, dtype=np.int32)
         self._columns["sensor2ego"] = _matrix(pose, 7)
@@ -141,6 +149,8 @@ class IndexBuilder:
             where = f"sample_data {row['token']}"
             sensor = self._find(sensors, "calibrated_sensor", row["calibrated_sensor_token"], where)
             channel = channel_of_sensor[sensor] if sensor >= 0 else -1
+            if channel < 0:
+                self._skipped.add(row["token"])
             if channel < 0 or not (row["is_key_frame"] or channel == lidar):
                 continue
             if row["is_key_frame"]:
@@ -194,7 +204,10 @@ class IndexBuilder:
             instance = self._find(labels_of_instance, "instance", row["instance_token"], where)
             sample = self._find(samples, "sample", row["sample_token"], where)
             label = instance - _OFFSET  # instances are kept as labels, moved so that -1 stays "none"
-            if instance < 0 or sample < 0 or label == _OTHER:
+            if instance < 0 or sample < 0:
+                self._skipped.add(row["token"])
+                continue
+            if label == _OTHER:
                 continue
             tokens = row["attribute_tokens"]
             if not isinstance(tokens, list):
@@ -242,8 +255,8 @@ class IndexBuilder:
         if not np.isfinite(values).all() or (values[3:6] <= 0).any() or not np.abs(values[6:]).max() > 0:
             self._report(
                 "box",
-                f"sample_annotation {row['token']} in {self._folder}: expected a finite translation, a positive size and "
-                f"a rotation that is not zero, got {row['translation']}, {row['size']}, {row['rotation']}",
+                f"sample_annotation {row['token']} in {self._folder}: expected a finite translation, a positive size "
+                f"and a rotation that is not zero, got {row['translation']}, {row['size']}, {row['rotation']}",
             )
 
     def _numbers(self, row: Row, field: str, count: int, table: str) -> list[float]:

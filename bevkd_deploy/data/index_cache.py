@@ -49,13 +49,13 @@ def open_index(root: Path, version: str, listener: Listener | None = None) -> Ta
     """
     listener = listener or Listener()
     folder = tables_folder(root, version)
-    kept = index_cache_folder() / f"{_key(folder, listener)}.npz"
+    kept = index_cache_folder() / f"{index_key(root, version, listener)}.npz"
     if kept.is_file():
         try:
             return TableIndex.load(kept, kept.stem)
         except DataError as error:
             listener.say(f"{error}; it is made again")
-    index, key = IndexBuilder(folder, fail, _Meter("reading the tables", folder, listener)).build()
+    index, key = IndexBuilder(folder, fail, bytes_meter("reading the tables", folder, listener)).build()
     try:
         index.save(kept.with_name(f"{key}.npz"), key)
     except OSError as error:
@@ -80,8 +80,14 @@ def tables_folder(root: Path, version: str) -> Path:
     raise DataError(f"{root} is not a nuScenes root with version {version}: {reason}. Check data.root")
 
 
-def _key(folder: Path, listener: Listener) -> str:
-    meter = _Meter("comparing the tables with the kept index", folder, listener)
+def index_key(root: Path, version: str, listener: Listener | None = None) -> str:
+    """Hash of the content of all tables that are read.
+
+    Raises:
+        DataError: there are no such tables.
+    """
+    folder = tables_folder(root, version)
+    meter = bytes_meter("comparing the tables with the kept index", folder, listener or Listener())
     digests: dict[str, str] = {}
     for table in TABLES:
         digest = hashlib.sha256()
@@ -97,14 +103,14 @@ def _key(folder: Path, listener: Listener) -> str:
     return tables_key(digests)
 
 
-class _Meter:
-    """Adds up bytes for a listener."""
+def bytes_meter(title: str, folder: Path, listener: Listener) -> Callable[[int], None]:
+    """What adds up the bytes read of a folder's tables and tells a listener."""
+    total = sum(path.stat().st_size for path in folder.glob("*.json") if path.stem in TABLES)
+    done = 0
 
-    def __init__(self, title: str, folder: Path, listener: Listener) -> None:
-        self._title, self._listener, self._done = title, listener, 0
-        sizes = [path.stat().st_size for path in folder.glob("*.json") if path.stem in TABLES]
-        self._total = sum(sizes)
+    def count(read: int) -> None:
+        nonlocal done
+        done += read
+        listener.progress(title, min(done, total), total)
 
-    def __call__(self, count: int) -> None:
-        self._done += count
-        self._listener.progress(self._title, min(self._done, self._total), self._total)
+    return count

@@ -75,7 +75,11 @@ def read_info_file(path: Path, root: Path, options: InfoOptions) -> list[Sample]
     """As `read_infos`, of the info file at `path`, which may lie anywhere."""
     reader = _Reader(path, root, options)
     samples = [sample for number in range(len(reader.infos)) if (sample := reader.sample(number)) is not None]
-    if options.sweeps and not any(info.get("lidar_sweeps") for info in reader.infos if isinstance(info, dict)):
+    if (
+        options.sweeps
+        and options.collect is None
+        and not any(info.get("lidar_sweeps") for info in reader.infos if isinstance(info, dict))
+    ):
         raise DataError(f"{path} holds no lidar_sweeps, {options.sweeps} are asked for; make it with sweeps, or set 0")
     return samples
 
@@ -319,9 +323,7 @@ def _numbers(mapping: Any, key: str, where: str, count: int) -> list[float]:
     return [float(number) for number in flat]
 
 
-def _matrix(
-    mapping: Any, key: str, where: str, shapes: tuple[tuple[int, int], ...] = ((4, 4),)
-) -> NDArray[np.float64]:
+def _matrix(mapping: Any, key: str, where: str, shapes: tuple[tuple[int, int], ...] = ((4, 4),)) -> NDArray[np.float64]:
     value = _entry(mapping, key, where)
     try:
         matrix = np.array(value, dtype=np.float64)

@@ -59,7 +59,9 @@ class NuScenesTables:
         rows = [row for row, scene in enumerate(self.index.sample_scene) if scene in scenes]
         unknown = [name for name in cameras if name not in self.channels()]
         if unknown and rows:
-            raise DataError(f"{self.root} has no sensors {unknown}; its channels are {self.channels()}. Check data.cameras")
+            raise DataError(
+                f"{self.root} has no sensors {unknown}; its channels are {self.channels()}. Check data.cameras"
+            )
         if not rows:
             return []
         if not len(self.index.file_name):
@@ -91,7 +93,9 @@ class _Batch:
         self.root, self.index, self.rows = root, index, rows
         self.cameras, self.on_error = cameras, on_error
         channels = list(index.channels)
-        self.lidar = self._sensors(index.keyframes[rows, channels.index(LIDAR_NAME)] if LIDAR_NAME in channels else None)
+        self.lidar = self._sensors(
+            index.keyframes[rows, channels.index(LIDAR_NAME)] if LIDAR_NAME in channels else None
+        )
         self.lidar2ego = self._sensor2ego(self.lidar.rows)
         self.ego2global = self._ego2global(self.lidar.rows)
         self._check_lidar()

@@ -40,6 +40,7 @@ class Texts(Sequence[str]):
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
             return [self[index] for index in range(*row.indices(len(self)))]
+        row = row + len(self) if row < 0 else row
         start, end = self.ends[row], self.ends[row + 1]
         return self.block[start:end].tobytes().decode("utf-8", errors="surrogatepass")
 
@@ -122,7 +123,8 @@ class TableIndex:
             DataError: the file is damaged, of another version, or of other tables.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            # Opened here: numpy leaves a file that it cannot read open.
+            with path.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
                 if int(stored["version"]) != INDEX_VERSION or stored["key"].tobytes() != key.encode():
                     raise DataError(f"index {path} is of another version or of other tables")
                 columns: dict[str, Any] = {}

@@ -46,6 +46,7 @@ class TableRows:
     Attributes:
         sha256: of the file's content, once all rows were read.
         complete: whether all rows were read; a table that breaks off is not.
+        rejected: tokens of rows that were reported.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class TableRows:
         self.path = path
         self.complete = False
         self.sha256 = ""
+        self.rejected: set[str] = set()
         self._fields = frozenset(fields)
         self._report = report
         self._on_bytes = on_bytes or (lambda _: None)
@@ -80,6 +82,7 @@ class TableRows:
             raise ValueError("expected a list of rows")
         text.position += 1
         closed = text.next_character() == "]"
+        text.position += closed
         while not closed:
             if text.next_character() != "{":
                 raise ValueError(f"expected a row {{...}} at character {text.consumed}")
@@ -98,6 +101,8 @@ class TableRows:
         missing = sorted(self._fields - row.keys())
         if isinstance(token, str) and not missing:
             return True
+        if isinstance(token, str):
+            self.rejected.add(token)
         problem = f"lacks {', '.join(missing)}" if isinstance(token, str) else f"has no token (a text), got {token!r}"
         self._report("table", f"nuScenes table {self.path}: row {number} ({token!r}) {problem}")
         return False
@@ -154,7 +159,7 @@ class _Text:
             except json.JSONDecodeError as error:
                 if len(self.buffer) - self.position > _LONGEST_ROW or not self._fill():
                     place = self._passed + error.pos
-                    raise ValueError(f"{error.msg} at character {place}") from error
+                    raise ValueError(f"{error.msg}: character {place}") from error
 
     def exhausted(self) -> bool:
         """Whether nothing but spaces is left; all of the file is read then."""

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,7 +41,7 @@ class LoopHooks:
     on_step: Callable[[int, int, dict[str, float]], None]
     on_epoch: Callable[[int], None]
     save_weights: Callable[[nn.Module], None]
-    on_dropped: Callable[[list[DroppedSensor]], None] = lambda _: None
+    on_dropped: Callable[[list[DroppedSensor]], object] = lambda _: None
 
 
 @dataclass
@@ -233,6 +233,7 @@ class _Events:
                 kept = [line for line in lines if _step_of(line) <= self.truncate_after]
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            self._drops.add(event for line in kept if (event := _dropped_of(line)))
             self.handle = self.path.open("a", encoding="utf-8")
             first = None if self.truncate_after is None else self.truncate_after + 1
             self.board = SummaryWriter(str(self.run_dir / "tb"), purge_step=first)
@@ -261,6 +262,13 @@ class _Events:
         self.handle.flush()
         for name, value in {**losses, "learning_rate": learning_rate}.items():
             self.board.add_scalar(name, value, step)
+
+
+def _dropped_of(line: str) -> DroppedSensor | None:
+    event = json.loads(line)
+    if event.get("event") != "sensor_dropped":
+        return None
+    return DroppedSensor(**{field.name: event[field.name] for field in fields(DroppedSensor)})
 
 
 def _step_of(line: str) -> int:

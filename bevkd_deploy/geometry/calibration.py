@@ -68,6 +68,6 @@ class Calibration:
 
 def invertible(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which of the square matrices [..., n, n] are finite and have an inverse."""
-    finite = np.isfinite(matrices).all(axis=(-2, -1))
+    finite = np.asarray(np.isfinite(matrices).all(axis=(-2, -1)))
     determinant = np.linalg.det(np.where(finite[..., None, None], matrices, 0.0))
     return np.asarray(finite & (np.abs(determinant) >= 1e-9))

@@ -10,10 +10,9 @@ from rich.console import Console
 
 from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.data.dataset import FrameDataset
-from bevkd_deploy.data.source import open_split
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
+from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
 from bevkd_deploy.pipelines.teacher import train_teacher
@@ -52,7 +51,7 @@ def _train_student(run: Run, root: Path, resume: bool, console: Console) -> None
     detector = build_detector(recipe.student.model, spec, recipe.seed)
     settings = recipe.student.train
     dataset = FrameDataset(
-        open_split(recipe.data, root, "train"),
+        read_split(recipe, root, "train", console),
         {"student": spec},
         target_of="student",
         min_radius_cells=recipe.student.model.head.min_radius_cells,
@@ -64,7 +63,7 @@ def _train_student(run: Run, root: Path, resume: bool, console: Console) -> None
     job = TrainingJob(
         "training the student alone", run.path, key, "student", recipe.student.model, settings, recipe.seed
     )
-    val = open_split(recipe.data, root, "val")
+    val = read_split(recipe, root, "val", console)
     run_training(job, TrainingStep(detector, "student"), detector, dataset, val, resume=resume, console=console)
 
 

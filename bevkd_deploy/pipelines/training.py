@@ -14,12 +14,13 @@ from torch import nn
 from bevkd_deploy.contracts.files import sha256_json, write_json
 from bevkd_deploy.contracts.recipe import ModelConfig, TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset
+from bevkd_deploy.data.events import DropLog
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
 from bevkd_deploy.models.checkpoint import read_notes, save_detector
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.pipelines.accuracy import detect, ground_truth, score, submission_of
-from bevkd_deploy.pipelines.progress import Bar, bar
+from bevkd_deploy.pipelines.progress import Bar, bar, reported_drops
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 
 #: Rises when a change of the code makes older training states or cached teachers wrong.
@@ -87,8 +88,12 @@ def run_training(
             best_map = summary["present"]["mean_ap"]
             save_detector(best, detector, job.model, {"key": job.key, "role": job.role, "mAP": best_map})
 
-    with bar(console, job.title, _total_steps(dataset, job.train)) as progress:
-        hooks = LoopHooks(_step_reporter(progress), on_epoch, save_weights)
+    drops = DropLog()
+    with (
+        reported_drops(drops, job.title, console),
+        bar(console, job.title, _total_steps(dataset, job.train)) as progress,
+    ):
+        hooks = LoopHooks(_step_reporter(progress), on_epoch, save_weights, drops.add)
         state = TrainingState(job.folder / "state" / "state.pt", job.key)
         fit(
             step_module,
