@@ -39,7 +39,9 @@ def both(root: Path, split: Split, **changes: object) -> tuple[list[Sample], lis
     common = {"root": str(root), "sweeps": SWEEPS, **changes}
     tables = DataConfig(source="nuscenes", **common)
     files = {f"{name}_infos": f"infos/nuscenes_infos_{name}.pkl" for name in ("train", "val")}
-    return open_split(tables, root, split), open_split(DataConfig(source="mmdet3d_infos", **files, **common), root, split)
+    return open_split(tables, root, split), open_split(
+        DataConfig(source="mmdet3d_infos", **files, **common), root, split
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -83,7 +85,9 @@ def test_files_hold_what_mmdet3d_reads(root: Path) -> None:
     assert info["lidar_points"]["num_pts_feats"] == 5 and "/" not in info["lidar_points"]["lidar_path"]
     assert "/" not in info["images"]["CAM_BACK"]["img_path"]
     assert len(info["lidar_sweeps"]) == 8  # all turns of a scene this short
-    assert {"sweeps", "samples"} == {sweep["lidar_points"]["lidar_path"].split("/")[0] for sweep in info["lidar_sweeps"]}
+    assert {"sweeps", "samples"} == {
+        sweep["lidar_points"]["lidar_path"].split("/")[0] for sweep in info["lidar_sweeps"]
+    }
     instance = info["instances"][0]
     assert instance["bbox_label"] == instance["bbox_label_3d"]
     assert instance["bbox_3d_isvalid"] == (instance["num_lidar_pts"] + instance["num_radar_pts"] > 0)

@@ -119,9 +119,7 @@ def test_a_damaged_index_is_made_again(tables: Path, cache: Path, damage: str) -
     TableIndex.load(file, file.stem)  # what is kept now is sound
 
 
-def test_an_index_of_another_version_is_not_used(
-    tables: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_of_another_version_is_not_used(tables: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_index(tables, VERSION)
     (file,) = cache.glob("*.npz")
     monkeypatch.setattr("bevkd_deploy.data.table_index.INDEX_VERSION", 0)
