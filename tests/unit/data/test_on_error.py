@@ -112,8 +112,8 @@ def test_a_broken_file(root: Path, source: str, damage: str) -> None:
     assert str(PATHS[kind](root)) in event.reason and problem in event.reason
     assert [image is None for image in lacking.images] == [False, kind == "camera"]
     # A sweep that is lost leaves the keyframe and the other sweep, which together are never all the points there are.
-    assert {"camera": 2000 < len(lacking.points), "lidar": len(lacking.points) == 0,
-            "sweep": 1500 < len(lacking.points) <= 1600}[kind]  # fmt: skip
+    least, most = {"camera": (2000, 2400), "lidar": (0, 0), "sweep": (1500, 1600)}[kind]
+    assert least <= len(lacking.points) <= most
 
 
 @pytest.mark.parametrize("source", ["nuscenes", "mmdet3d_infos"])
@@ -198,7 +198,7 @@ INFOS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no images": (lambda i: i.pop("images"), "(sample train1) lacks 'images'"),
     "images no dict": (lambda i: i.update(images=[]), "images must be a dict of cameras, got list"),
     "pose": (lambda i: i.update(ego2global=[[1]]), "ego2global must be a matrix [4, 4], got [1, 1]"),
-    "pose text": (lambda i: i.update(ego2global="here"), "ego2global must be a matrix [4, 4], got []"),
+    "pose text": (lambda i: i.update(ego2global="here"), "ego2global must be a matrix [4, 4], got [0]: 'here'"),
     "box": (lambda i: i["instances"][0].update(bbox_3d=[1, 2]), "instances[0].bbox_3d must be 7 numbers, got [1, 2]"),
     "flat box": (lambda i: i["instances"][0]["bbox_3d"].__setitem__(3, 0.0), "bbox_3d must be finite with positive"),
     "no label": (lambda i: i["instances"][0].pop("bbox_label_3d"), "instances[0] lacks 'bbox_label_3d'"),
@@ -213,7 +213,7 @@ INFOS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 INFO_SENSORS: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "no camera": ("camera", lambda i: i["images"].pop("REAR"), "lacks cameras ['REAR']; it has ['FRONT']"),
     "no path": ("camera", lambda i: i["images"]["REAR"].pop("img_path"), "images.REAR lacks 'img_path'"),
-    "shape": ("camera", lambda i: i["images"]["REAR"].update(cam2img=[1.0]), "cam2img must be a matrix [3, 3] or [3, 4]"),
+    "shape": ("camera", lambda i: i["images"]["REAR"].update(cam2img=[1.0]), "cam2img must be a matrix [3, 3] or"),
     "singular": ("camera", lambda i: i["images"]["REAR"].update(lidar2cam=np.zeros((4, 4))), "is not invertible"),
     "sweep": ("sweep", lambda i: i["lidar_sweeps"][0]["lidar_points"].pop("lidar2sensor"), "lacks 'lidar2sensor'"),
     "sweep file": ("sweep", lambda i: i["lidar_sweeps"][0]["lidar_points"].update(lidar_path="x"), "file not found"),
@@ -266,7 +266,8 @@ def test_every_event_reaches_the_batches(
             log.add(batch["dropped"])
             batches.append(batch)
     summary = log.summary()
-    assert summary["counts"] == {"camera": 1, "lidar": 1} and summary["frames"] == 2
+    # The turn with NaN is the keyframe's of one frame and a sweep of the next.
+    assert summary["counts"] == {"camera": 1, "lidar": 1, "sweep": 1} and summary["frames"] == 2
     by_token = {batch["token"][0]: batch["inputs"]["student"] for batch in batches}
     assert by_token["train0"]["pillar_count"].sum() == 0
     assert by_token["train1"]["images"][0, 1].max() == 0 < by_token["train1"]["images"][0, 0].max()
