@@ -64,7 +64,8 @@ class DropLog:
             return []
         found = self.summary()
         counts = ", ".join(f"{_PLURALS[kind]} {count}" for kind, count in found["counts"].items())
-        lines = [f"dropped sensors in {found['frames']} frames while {what}: {counts} (data.on_error: drop_sensor)"]
+        noun = "frame" if found["frames"] == 1 else "frames"
+        lines = [f"dropped sensors in {found['frames']} {noun} while {what}: {counts} (data.on_error: drop_sensor)"]
         lines += [
             f"  sample {event.token}: {event.sensor}: {event.reason}" for event in list(self._seen)[:_REASONS_SHOWN]
         ]

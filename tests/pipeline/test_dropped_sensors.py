@@ -29,7 +29,7 @@ def test_a_run_reports_every_sensor_that_it_went_without(tmp_path: Path, bevkd: 
     log = (tmp_path / "run" / "log.txt").read_text()
     for text in (done.err, log):
         assert "dropped sensors in 2 frames while training the student alone: cameras 1, LiDAR turns 1" in text
-        assert "dropped sensors in 1 frames while evaluating the student: cameras 1" in text
+        assert "dropped sensors in 1 frame while evaluating the student: cameras 1" in text
         for lost in (images[0], clouds[5], images[11]):
             assert str(lost.relative_to(tmp_path)) in text
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
