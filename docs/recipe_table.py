@@ -77,7 +77,7 @@ def _default(field: dict[str, Any]) -> str:
     value = field.get("default")
     if value is None:
         return "absent"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and _references(field):
         return "its defaults"
     return f"`{json.dumps(value)}`" if value != [] else "empty"
 
@@ -96,6 +96,8 @@ def _value(field: dict[str, Any]) -> str:
         if "prefixItems" in field:
             return f"[{', '.join(_value(item) for item in field['prefixItems'])}]"
         return f"list of {_value(field['items'])}"
+    if field.get("type") == "object":
+        return f"map of text to {_value(field['additionalProperties'])}"
     bounds = [text.format(field[bound]) for bound, text in _BOUNDS.items() if bound in field]
     name = {"string": "text", "boolean": "true or false"}.get(field["type"], field["type"])
     return f"{name} {' and '.join(bounds)}".rstrip()

@@ -24,8 +24,8 @@ import torch
 from bevkd_deploy.benchmark.environment import collect_environment
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.files import write_json
-from bevkd_deploy.contracts.recipe import AugmentationConfig
 from bevkd_deploy.contracts.recipe_loader import load_recipe
+from bevkd_deploy.contracts.recipe_training import AugmentationConfig
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.mmdet3d_infos import read_infos
 from bevkd_deploy.data.safe_pickle import load_pickle

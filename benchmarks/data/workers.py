@@ -22,8 +22,9 @@ from bevkd_deploy.benchmark.environment import collect_environment
 from bevkd_deploy.contracts.files import write_json
 from bevkd_deploy.contracts.recipe import DataConfig
 from bevkd_deploy.contracts.recipe_loader import load_recipe
-from bevkd_deploy.data.dataset import EpochSampler, FrameDataset
+from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.loader import frame_loader
+from bevkd_deploy.data.sampling import EpochSampler
 from bevkd_deploy.data.source import open_split
 
 HERE = Path(__file__).resolve().parent

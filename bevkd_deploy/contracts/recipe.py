@@ -8,26 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES, CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.recipe_section import Positive, Section, Weight
+from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.contracts.target import known_target
 
 RECIPE_SCHEMA = "bevkd.recipe/1"
 
 Precision = Literal["fp32", "fp16"]
-Positive = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
 BackendReference = Annotated[
     str, Field(pattern=r"^(engine|(teacher|student-torch|onnxruntime|tensorrt|tensorrt_rtx)(-[a-z0-9]+)?)$")
 ]
-
-
-class Section(BaseModel):
-    """Base of every recipe section: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class SyntheticConfig(Section):
@@ -186,33 +180,6 @@ class ModelConfig(Section):
             top_k=self.head.top_k,
             classes=classes,
         )
-
-
-class AugmentationConfig(Section):
-    """BEV augmentation; camera tables follow it."""
-
-    flip_x: bool = False
-    flip_y: bool = False
-    rotation_rad: Annotated[float, Field(ge=0)] = Field(0.0, description="uniform in [-value, value]")
-    scale: tuple[float, float] = (1.0, 1.0)
-
-
-class TrainConfig(Section):
-    """Optimisation of one model (AdamW, one-cycle)."""
-
-    epochs: Positive
-    batch_size: Positive = 2
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    weight_decay: Weight = 0.01
-    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    max_grad_norm: Annotated[float, Field(gt=0)] = 10.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    workers: Annotated[int, Field(ge=0)] = 0
-    cache_sensors: bool = Field(False, description="keep resized images and points in memory")
-    evaluate_every: Annotated[int, Field(ge=0)] = Field(0, description="epochs between evaluations; 0: at the end only")
-    checkpoint_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="0: at the end of each epoch only")
-    repeat: Positive = Field(1, description="passes over the training samples that make one epoch")
-    augmentation: AugmentationConfig = AugmentationConfig()
 
 
 class TeacherConfig(Section):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import AugmentationConfig
-from bevkd_deploy.data.augment import augment_points, draw_bev_aug
+from bevkd_deploy.contracts.recipe_training import AugmentationConfig
+from bevkd_deploy.data.augment import FrameAug, augment_points, draw_frame_aug
+from bevkd_deploy.data.paste import Paster
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.sensor_files import load_sample
 from bevkd_deploy.data.targets import center_targets
@@ -27,7 +28,8 @@ class FrameDataset(Dataset[Frame]):
     """Prepares samples for one or more networks at once.
 
     Each entry of `specs` (say "student" and "teacher") gets its own six graph inputs, all made from the same
-    augmentation sample; networks with the same input geometry share the very same arrays.
+    augmentation sample; networks with the same input geometry share the very same arrays. `paster` adds objects to the
+    points and the targets.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class FrameDataset(Dataset[Frame]):
         target_of: str,
         min_radius_cells: int,
         augmentation: AugmentationConfig | None = None,
+        paster: Paster | None = None,
         seed: int = 0,
         cache_sensors: bool = False,
     ) -> None:
@@ -45,8 +48,10 @@ class FrameDataset(Dataset[Frame]):
         self.specs = specs
         self.target_of = target_of
         self.min_radius_cells = min_radius_cells
-        self.augmentation = augmentation
+        self.augmentation = augmentation or AugmentationConfig()
+        self.paster = paster
         self.seed = seed
+        self._cameras = list(dict.fromkeys(camera for spec in specs.values() for camera in spec.cameras))
         self._preprocessors = {name: Preprocessor(spec) for name, spec in specs.items()}
         self._cache: dict[int, dict[str, Any]] | None = {} if cache_sensors else None
 
@@ -60,40 +65,72 @@ class FrameDataset(Dataset[Frame]):
         not on whether the run was interrupted.
         """
         sample = self.samples[position % len(self)]
-        bev_aug = None
-        if self.augmentation is not None and self.augmentation != AugmentationConfig():
-            bev_aug = draw_bev_aug(self.augmentation, np.random.default_rng([self.seed, position]))
         sensors = self._sensors(position % len(self))
-        points = sensors["points"] if bev_aug is None else augment_points(sensors["points"], bev_aug)
+        augmentation = self._draw(sample, position)
+        points, boxes, labels = self._objects(sample, sensors["points"], position)
+        if augmentation.bev_aug is not None:
+            points, boxes = augment_points(points, augmentation.bev_aug), augment_boxes(boxes, augmentation.bev_aug)
         frame: Frame = {"token": sample.token, "dropped": list(sensors["dropped"]), "inputs": {}}
         made: dict[str, dict[str, Tensor]] = {}
         for name, spec in self.specs.items():
             key = _input_key(spec)
             if key not in made:
                 missing = [camera for camera in spec.cameras if camera not in sensors["cameras"]]
-                made[key] = self._inputs(name, sample, sensors["images"][key], points, bev_aug, missing)
+                images = self._images(name, sensors["images"], augmentation)
+                made[key] = self._inputs(name, sample, images, points, augmentation, missing)
             frame["inputs"][name] = made[key]
-        frame["targets"] = self._targets(sample, bev_aug)
+        targets = center_targets(boxes, labels, self.specs[self.target_of], self.min_radius_cells)
+        frame["targets"] = {key: torch.from_numpy(value) for key, value in targets.items()}
         return frame
 
+    def _draw(self, sample: Sample, position: int) -> FrameAug:
+        spec = self.specs[self.target_of]
+        aspect = spec.image_height_px / spec.image_width_px
+        return draw_frame_aug(self.augmentation, sample.calibration, self._cameras, aspect, [self.seed, position])
+
+    def _objects(
+        self, sample: Sample, points: NDArray[np.float32], position: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]:
+        """Points, and the boxes and labels to learn, with what is pasted."""
+        # Objects no sensor has touched cannot be learned; nuScenes' evaluation leaves them out too.
+        seen = sample.num_points > 0
+        boxes, labels = sample.boxes[seen], sample.labels[seen]
+        # Pasted into a frame without its LiDAR, objects would be all that is there.
+        if self.paster is None or position >= self.paster.until_position or not len(points):
+            return points, boxes, labels
+        rng = np.random.default_rng([self.seed, position, 2])
+        points, more, more_labels = self.paster(points, sample.boxes, sample.labels, rng)
+        return points, np.concatenate([boxes, more]), np.concatenate([labels, more_labels])
+
     def _sensors(self, index: int) -> dict[str, Any]:
-        """Resized images per input geometry, points, the cameras that were read and what was dropped."""
+        """What was read: images (resized per input geometry, or raw per camera where views are drawn) and points."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self.samples[index]
-        cameras = list(dict.fromkeys(camera for spec in self.specs.values() for camera in spec.cameras))
-        read = load_sample(sample, cameras)
-        raw = dict(zip(cameras, read.images, strict=True))
-        images: dict[str, NDArray[np.uint8]] = {}
-        for name, spec in self.specs.items():
-            key = _input_key(spec)
-            if key not in images:
-                images[key] = self._preprocessors[name].images([raw[camera] for camera in spec.cameras])
+        read = load_sample(sample, self._cameras)
+        raw = dict(zip(self._cameras, read.images, strict=True))
+        images: dict[str, Any] = {}
+        if not self.augmentation.views_are_off:
+            images = raw
+        else:
+            for name, spec in self.specs.items():
+                key = _input_key(spec)
+                if key not in images:
+                    images[key] = self._preprocessors[name].images([raw[camera] for camera in spec.cameras])
         there = {camera for camera, image in raw.items() if image is not None}
         sensors = {"images": images, "points": read.points, "cameras": there, "dropped": read.dropped}
         if self._cache is not None:
             self._cache[index] = sensors
         return sensors
+
+    def _images(self, name: str, images: dict[str, Any], augmentation: FrameAug) -> NDArray[np.uint8]:
+        """The images of one network: resized already, or warped now."""
+        spec = self.specs[name]
+        img_aug = augmentation.img_aug(spec)
+        if img_aug is None:
+            resized: NDArray[np.uint8] = images[_input_key(spec)]
+            return resized
+        return self._preprocessors[name].images([images[camera] for camera in spec.cameras], img_aug)
 
     def _inputs(
         self,
@@ -101,12 +138,13 @@ class FrameDataset(Dataset[Frame]):
         sample: Sample,
         images: NDArray[np.uint8],
         points: NDArray[np.float32],
-        bev_aug: NDArray[np.float64] | None,
+        augmentation: FrameAug,
         missing: Sequence[str],
     ) -> dict[str, Tensor]:
         preprocessor = self._preprocessors[name]
         pillars = preprocessor.pillars(points)
-        lut_pixel, lut_depth = preprocessor.tables(sample.calibration, bev_aug, missing=missing)
+        img_aug = augmentation.img_aug(preprocessor.spec)
+        lut_pixel, lut_depth = preprocessor.tables(sample.calibration, augmentation.bev_aug, img_aug, missing=missing)
         arrays = {
             "images": images,
             "pillars": pillars.pillars,
@@ -116,37 +154,6 @@ class FrameDataset(Dataset[Frame]):
             "lut_depth": lut_depth,
         }
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
-
-    def _targets(self, sample: Sample, bev_aug: NDArray[np.float64] | None) -> dict[str, Tensor]:
-        # Objects no sensor has touched cannot be learned; nuScenes' evaluation leaves them out too.
-        seen = sample.num_points > 0
-        boxes = sample.boxes[seen] if bev_aug is None else augment_boxes(sample.boxes[seen], bev_aug)
-        targets = center_targets(boxes, sample.labels[seen], self.specs[self.target_of], self.min_radius_cells)
-        return {key: torch.from_numpy(value) for key, value in targets.items()}
-
-
-class EpochSampler(Sampler[int]):
-    """Positions of one epoch: a seeded permutation, counted on through the epochs for the augmentation's sake."""
-
-    def __init__(self, length: int, seed: int, repeat: int = 1) -> None:
-        self.length = length
-        self.seed = seed
-        self.repeat = repeat
-        self.epoch = 0
-
-    # Not `set_epoch`: accelerate's loaders call a method of that name with a count of their own, which starts at 0
-    # again when a run is resumed.
-    def begin(self, epoch: int) -> None:
-        """Choose the epoch whose positions come next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length * self.repeat
-
-    def __iter__(self) -> Iterator[int]:
-        for turn in range(self.epoch * self.repeat, (self.epoch + 1) * self.repeat):
-            order = np.random.default_rng([self.seed, turn]).permutation(self.length)
-            yield from (int(turn * self.length + index) for index in order)
 
 
 def collate(frames: list[Frame]) -> Frame:

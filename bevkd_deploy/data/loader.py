@@ -8,7 +8,8 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from bevkd_deploy.data.dataset import EpochSampler, Frame, FrameDataset, collate
+from bevkd_deploy.data.dataset import Frame, FrameDataset, collate
+from bevkd_deploy.data.sampling import EpochSampler
 
 
 def frame_loader(
@@ -22,6 +23,10 @@ def frame_loader(
         batch_size: frames a batch.
         workers: processes that prepare frames, each on one thread; 0: this process.
     """
+    if workers:
+        # OpenCV would start as many threads in each worker as the machine has cores; PyTorch limits its own. Said here
+        # and not in the workers: a pool that this process has started is not forked, and a worker that ends it hangs.
+        cv2.setNumThreads(1)
     return DataLoader[Frame](
         dataset,
         batch_size=batch_size,
@@ -30,12 +35,6 @@ def frame_loader(
         collate_fn=collate,
         drop_last=len(sampler) >= batch_size,
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
         # Its own: a loader draws from it at each start, and a resumed epoch has one start more.
         generator=torch.Generator(),
     )
-
-
-def _one_thread(_: int) -> None:
-    # OpenCV would start as many threads in each worker as the machine has cores; PyTorch limits its own.
-    cv2.setNumThreads(1)

@@ -19,10 +19,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteError
 from bevkd_deploy.contracts.files import write_atomic
-from bevkd_deploy.contracts.recipe import TrainConfig
-from bevkd_deploy.data.dataset import EpochSampler, FrameDataset
+from bevkd_deploy.contracts.recipe_training import TrainConfig
+from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.events import DropLog, DroppedSensor
 from bevkd_deploy.data.loader import frame_loader
+from bevkd_deploy.data.sampling import EpochSampler
 
 _EVENT_EVERY_STEPS = 10
 
@@ -101,7 +102,7 @@ def fit(
     """
     accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
     torch.manual_seed(seed)
-    sampler = EpochSampler(len(dataset), seed, config.repeat)
+    sampler = EpochSampler.of_training(dataset.samples, config, seed)
     optimizer = torch.optim.AdamW(step_module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     frames = frame_loader(dataset, sampler, batch_size=config.batch_size, workers=config.workers)
     prepared, optimizer, loader = accelerator.prepare(step_module, optimizer, frames)

@@ -71,3 +71,38 @@ def points_in_boxes(points: Array, boxes: Array) -> NDArray[np.bool_]:
     inside &= np.abs(across) <= boxes[:, 4] / 2
     inside &= np.abs(offset[..., 2]) <= boxes[:, 5] / 2
     return np.asarray(inside)
+
+
+def rows_in_boxes(points: NDArray[np.floating], boxes: Array) -> list[NDArray[np.int64]]:
+    """For each box, the rows of the points [P, 3+] inside it, faces included, ascending.
+
+    The same test as `points_in_boxes`; each box looks at the points near it alone, so whole sweeps are cheap.
+    """
+    x, y = points[:, 0], points[:, 1]
+    reach = np.hypot(boxes[:, 3], boxes[:, 4]) / 2 + 1e-3  # float32 coordinates are rounded
+    found = []
+    for box, radius in zip(boxes, reach, strict=True):
+        near = np.flatnonzero((np.abs(x - box[0]) <= radius) & (np.abs(y - box[1]) <= radius))
+        inside = points_in_boxes(points[near, :3].astype(np.float64), box[None])[:, 0]
+        found.append(near[inside].astype(np.int64))
+    return found
+
+
+def footprints_overlap(first: Array, second: Array) -> NDArray[np.bool_]:
+    """Whether the footprints of boxes [N, 9] and [M, 9] overlap seen from above; bool [N, M], touching is no overlap.
+
+    Source: separating axis theorem; two rectangles are apart exactly when they are along one of their four sides.
+    """
+    apart = _apart_along_sides(first, second) | _apart_along_sides(second, first).T
+    return np.asarray(~apart)
+
+
+def _apart_along_sides(boxes: Array, others: Array) -> NDArray[np.bool_]:
+    """Whether a line along a side of each of `boxes` [N, 9] separates it from each of `others` [M, 9]; bool [N, M]."""
+    cosine, sine = np.cos(boxes[:, 6]), np.sin(boxes[:, 6])
+    axes = np.stack([np.stack([cosine, sine], axis=-1), np.stack([-sine, cosine], axis=-1)], axis=1)  # [N, 2, xy]
+    offset = box_corners(others)[None, :, :4, :2] - boxes[:, None, None, :2]
+    along = np.einsum("nmkc,nac->nmak", offset, axes)  # corners of the others along each axis, from the box's centre
+    half = boxes[:, None, 3:5] / 2
+    apart = (along.min(axis=-1) >= half) | (along.max(axis=-1) <= -half)
+    return np.asarray(apart.any(axis=-1))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bevkd_deploy.contracts.files import write_json
 from bevkd_deploy.contracts.recipe import Recipe
-from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, load_recipe
-from bevkd_deploy.data.dataset import FrameDataset, collate
+from bevkd_deploy.contracts.recipe_loader import load_recipe
+from bevkd_deploy.data.dataset import collate
 from bevkd_deploy.distill.step import DistillationStep, tap_pairs, tap_shapes
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
@@ -22,7 +22,7 @@ from bevkd_deploy.pipelines.dry_run import print_plan
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
 from bevkd_deploy.pipelines.teacher import obtain_teacher
-from bevkd_deploy.pipelines.training import TrainingJob, headline, job_key, run_training
+from bevkd_deploy.pipelines.training import TrainingJob, headline, job_key, run_training, training_frames
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 
@@ -60,7 +60,8 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
         f"  student {parameter_count(student) / 1e6:.2f} M parameters, teacher "
         f"{parameter_count(teacher.detector) / 1e6:.2f} M"
     )
-    dataset = _dataset(loaded, root, console)
+    specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
+    dataset = training_frames(recipe, root, recipe.student.train, specs, console)
     frozen = FrozenTeacher(teacher.detector, recipe.teacher_spec())
     channels = _tap_channels(recipe, student, frozen, collate([dataset[0]])["inputs"])
     with torch.random.fork_rng(devices=[]):  # projectors and embeddings start from the recipe's seed too
@@ -77,19 +78,6 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
         [run.student_weights, run.path / "eval" / "student.json", run.path / "eval" / "teacher.json"],
         teacher=headline(teacher.summary),
         student=headline(summary),
-    )
-
-
-def _dataset(loaded: LoadedRecipe, root: Path, console: Console) -> FrameDataset:
-    recipe, settings = loaded.recipe, loaded.recipe.student.train
-    return FrameDataset(
-        read_split(recipe, root, "train", console),
-        {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()},
-        target_of="student",
-        min_radius_cells=recipe.student.model.head.min_radius_cells,
-        augmentation=settings.augmentation,
-        seed=recipe.seed,
-        cache_sensors=settings.cache_sensors,
     )
 
 

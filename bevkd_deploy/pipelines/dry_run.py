@@ -11,8 +11,9 @@ from rich.table import Table
 from bevkd_deploy.contracts.errors import BevkdError
 from bevkd_deploy.contracts.files import sha256_file
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import Recipe, TrainConfig
+from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolve_data_root, resolved_path
+from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.contracts.target import load_target
 from bevkd_deploy.data.source import Split, open_split
 from bevkd_deploy.distill.step import tap_pairs

@@ -12,14 +12,20 @@ from rich.console import Console
 from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import read_json, sha256_file, write_json
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
-from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.datasets import data_digest, read_split
 from bevkd_deploy.pipelines.runs import RUNS
-from bevkd_deploy.pipelines.training import TrainingJob, evaluate_detector, headline, job_key, run_training
+from bevkd_deploy.pipelines.training import (
+    TrainingJob,
+    evaluate_detector,
+    headline,
+    job_key,
+    run_training,
+    training_frames,
+)
 
 
 @dataclass(frozen=True)
@@ -74,15 +80,7 @@ def train_teacher(loaded: LoadedRecipe, root: Path, folder: Path, console: Conso
         raise ArtifactError(f"{loaded.path} has no teacher.train section: its teacher comes from a checkpoint")
     spec = recipe.teacher_spec()
     detector = build_detector(recipe.teacher.model, spec, recipe.seed)
-    dataset = FrameDataset(
-        read_split(recipe, root, "train", console),
-        {"teacher": spec},
-        target_of="teacher",
-        min_radius_cells=recipe.teacher.model.head.min_radius_cells,
-        augmentation=train.augmentation,
-        seed=recipe.seed,
-        cache_sensors=train.cache_sensors,
-    )
+    dataset = training_frames(recipe, root, train, {"teacher": spec}, console)
     job = TrainingJob(
         "training the teacher", folder, teacher_key(loaded, root), "teacher", recipe.teacher.model, train, recipe.seed
     )

@@ -9,14 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from bevkd_deploy.contracts.recipe_loader import load_recipe
-from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
 from bevkd_deploy.pipelines.teacher import train_teacher
-from bevkd_deploy.pipelines.training import TrainingJob, job_key, run_training
+from bevkd_deploy.pipelines.training import TrainingJob, job_key, run_training, training_frames
 
 
 def train(
@@ -50,15 +49,7 @@ def _train_student(run: Run, root: Path, resume: bool, console: Console) -> None
     spec = recipe.student_spec()
     detector = build_detector(recipe.student.model, spec, recipe.seed)
     settings = recipe.student.train
-    dataset = FrameDataset(
-        read_split(recipe, root, "train", console),
-        {"student": spec},
-        target_of="student",
-        min_radius_cells=recipe.student.model.head.min_radius_cells,
-        augmentation=settings.augmentation,
-        seed=recipe.seed,
-        cache_sensors=settings.cache_sensors,
-    )
+    dataset = training_frames(recipe, root, settings, {"student": spec}, console)
     key = job_key(recipe=run.loaded.digest, data=data_digest(recipe, root), distill=False)
     job = TrainingJob(
         "training the student alone", run.path, key, "student", recipe.student.model, settings, recipe.seed

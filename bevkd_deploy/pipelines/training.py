@@ -12,15 +12,22 @@ from rich.console import Console
 from torch import nn
 
 from bevkd_deploy.contracts.files import sha256_json, write_json
-from bevkd_deploy.contracts.recipe import ModelConfig, TrainConfig
+from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.recipe import ModelConfig, Recipe
+from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.events import DropLog
+from bevkd_deploy.data.object_database import ObjectDatabase, build_database, database_key
+from bevkd_deploy.data.paste import Paster
 from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.data.sampling import EpochSampler
 from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
 from bevkd_deploy.models.checkpoint import read_notes, save_detector
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.pipelines.accuracy import detect, ground_truth, score, submission_of
+from bevkd_deploy.pipelines.datasets import read_split
 from bevkd_deploy.pipelines.progress import Bar, bar, reported_drops
+from bevkd_deploy.pipelines.runs import RUNS
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 
 #: Rises when a change of the code makes older training states or cached teachers wrong.
@@ -50,6 +57,29 @@ class TrainingJob:
 def job_key(**inputs: Any) -> str:
     """Hash of what decides a training's result."""
     return sha256_json({"training_version": TRAINING_VERSION, **inputs})
+
+
+def training_frames(
+    recipe: Recipe, root: Path, train: TrainConfig, specs: dict[str, GraphSpec], console: Console
+) -> FrameDataset:
+    """The training split for some networks; the first one of `specs` is the one that is trained.
+
+    Raises:
+        DataError: the dataset is missing or damaged.
+    """
+    target_of = next(iter(specs))
+    models = {"student": recipe.student.model, "teacher": recipe.teacher.model}
+    samples = read_split(recipe, root, "train", console)
+    return FrameDataset(
+        samples,
+        specs,
+        target_of=target_of,
+        min_radius_cells=models[target_of].head.min_radius_cells,
+        augmentation=train.augmentation,
+        paster=_paster(recipe, train, samples, console),
+        seed=recipe.seed,
+        cache_sensors=train.cache_sensors,
+    )
 
 
 def run_training(
@@ -91,7 +121,7 @@ def run_training(
     drops = DropLog()
     with (
         reported_drops(drops, job.title, console),
-        bar(console, job.title, _total_steps(dataset, job.train)) as progress,
+        bar(console, job.title, _total_steps(dataset, job.train, job.seed)) as progress,
     ):
         hooks = LoopHooks(_step_reporter(progress), on_epoch, save_weights, drops.add)
         state = TrainingState(job.folder / "state" / "state.pt", job.key)
@@ -122,8 +152,21 @@ def headline(summary: dict[str, Any]) -> str:
     return f"mAP {present['mean_ap']:.3f}, NDS {present['nd_score']:.3f} over {len(present['classes'])} classes"
 
 
-def _total_steps(dataset: FrameDataset, train: TrainConfig) -> int:
-    frames = len(dataset) * train.repeat
+def _paster(recipe: Recipe, train: TrainConfig, samples: list[Sample], console: Console) -> Paster | None:
+    """What pastes objects, with the database of the split: made on first use, found by its key later."""
+    config = train.augmentation.paste
+    if config is None:
+        return None
+    path = RUNS / recipe.name / "objects" / f"{database_key(samples, config)[:16]}.npz"
+    if not path.is_file():
+        with bar(console, "collecting objects to paste", len(samples)) as progress:
+            build_database(samples, config, progress.update).save(path)
+    order = EpochSampler.of_training(samples, train, recipe.seed)
+    return Paster(ObjectDatabase.load(path), config, order.first_position_after(config.until_fraction * train.epochs))
+
+
+def _total_steps(dataset: FrameDataset, train: TrainConfig, seed: int) -> int:
+    frames = len(EpochSampler.of_training(dataset.samples, train, seed))
     steps = frames // train.batch_size if frames >= train.batch_size else 1
     return steps * train.epochs
 

@@ -1,11 +1,12 @@
 """The one preprocessing: training, evaluation, calibration and deployment all call it.
 
-Images are resized (bilinear, OpenCV) and cropped, points become pillars, a calibration becomes camera tables.
+Images are resized (bilinear, OpenCV) and cropped, points become pillars, a calibration becomes camera tables. Training
+may add an augmentation: a warp instead of the resize, and tables that follow it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import Any, cast
 
@@ -22,6 +23,9 @@ from bevkd_deploy.runtime.stage_timer import StageTimer
 
 Feed = dict[str, NDArray[Any]]
 
+#: Per camera, 4x4 from network pixels (times depth) to augmented ones.
+ImageAug = Mapping[str, NDArray[np.float64]]
+
 
 class Preprocessor:
     """Turns one frame's sensor arrays into the six inputs of a graph."""
@@ -31,10 +35,11 @@ class Preprocessor:
         self._last_feed: Feed = {}
         self._tables: dict[str, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
 
-    def images(self, images: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8]:
+    def images(self, images: Sequence[NDArray[np.uint8] | None], img_aug: ImageAug | None = None) -> NDArray[np.uint8]:
         """Resize and crop raw RGB images [H, W, 3] uint8, in camera order, to [N, h, w, 3] uint8.
 
-        None stands for a camera that is missing in this frame: its image is black.
+        None stands for a camera that is missing in this frame: its image is black. With `img_aug` (training alone) each
+        image is warped once, from its raw pixels, and black where it shows nothing.
         """
         if len(images) != len(self.spec.cameras):
             raise DataError(f"expected {len(self.spec.cameras)} images {list(self.spec.cameras)}, got {len(images)}")
@@ -45,7 +50,11 @@ class Preprocessor:
                 out[row] = 0
                 continue
             _check_image(camera, image)
-            out[row] = _resize_and_crop(image, fit_image((image.shape[0], image.shape[1]), self.spec), height, width)
+            fit = fit_image((image.shape[0], image.shape[1]), self.spec)
+            if img_aug is None:
+                out[row] = _resize_and_crop(image, fit, height, width)
+            else:
+                _warp(image, img_aug[camera] @ fit.matrix((image.shape[0], image.shape[1])), out[row])
         return out
 
     def pillars(self, points: NDArray[np.float32]) -> Pillars:
@@ -56,6 +65,7 @@ class Preprocessor:
         self,
         calibration: Calibration,
         bev_aug: NDArray[np.float64] | None = None,
+        img_aug: ImageAug | None = None,
         *,
         missing: Sequence[str] = (),
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -64,8 +74,8 @@ class Preprocessor:
         No cell reads a camera of `missing`, which the calibration may lack.
         """
         chosen = calibration.select([name for name in self.spec.cameras if name not in missing])
-        if bev_aug is not None:
-            return build_luts(self.spec, chosen, bev_aug)
+        if bev_aug is not None or img_aug is not None:
+            return build_luts(self.spec, chosen, bev_aug, img_aug)
         key = chosen.digest()
         if key not in self._tables:
             self._tables = {key: build_luts(self.spec, chosen)}
@@ -145,3 +155,16 @@ def _resize_and_crop(image: NDArray[np.uint8], fit: ImageFit, height: int, width
         image = cast("NDArray[np.uint8]", cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
     top = fit.top_px - cut
     return image[top : top + height, fit.left_px : fit.left_px + width]
+
+
+def _warp(image: NDArray[np.uint8], raw2augmented: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
+    """Fill `out` [h, w, 3] with the augmented view, one bilinear interpolation of the raw pixels.
+
+    One step, because warping an image that was resized before would blur it: training would see softer images than
+    deployment does.
+    """
+    # Our pixel i covers [i, i + 1), OpenCV's pixel i is the point i: half a pixel on either side.
+    linear = raw2augmented[:2, :2]
+    offset = raw2augmented[:2, 2] + linear @ [0.5, 0.5] - 0.5
+    size = (out.shape[1], out.shape[0])
+    out[:] = cv2.warpAffine(image, np.column_stack([linear, offset]), size, flags=cv2.INTER_LINEAR)

@@ -13,9 +13,10 @@ import torch
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import AugmentationConfig, DataConfig, ModelConfig
-from bevkd_deploy.data.augment import draw_bev_aug
-from bevkd_deploy.data.dataset import EpochSampler, FrameDataset, collate
+from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
+from bevkd_deploy.contracts.recipe_training import AugmentationConfig, ImageAugmentationConfig
+from bevkd_deploy.data.augment import draw_frame_aug
+from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.sensor_files import load_points
 from bevkd_deploy.data.source import open_split
@@ -27,7 +28,11 @@ from bevkd_deploy.runtime.preprocess import Preprocessor
 
 MakeConfig = Callable[..., ModelConfig]
 
-AUGMENTATION = AugmentationConfig(flip_x=True, flip_y=True, rotation_rad=0.7, scale=(0.9, 1.1))
+AUGMENTATION = AugmentationConfig(
+    flip_x=True, flip_y=True, rotation_rad=0.7, scale=(0.9, 1.1), translation_m=(0.6, 1.2, 0.1)
+)
+VIEWS = ImageAugmentationConfig(scale=(0.8, 1.3), bottom_crop=(0.0, 0.1), flip=True, rotation_rad=0.2)
+WITH_VIEWS = AUGMENTATION.model_copy(update={"image": VIEWS})
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,10 @@ def test_student_and_teacher_see_the_same_augmented_world(samples: list[Sample],
     assert torch.equal(inputs["student"]["images"], plain["images"])
 
 
-def test_an_augmented_box_keeps_its_points_and_its_pixels(samples: list[Sample], tiny_model_config: MakeConfig) -> None:
+@pytest.mark.parametrize("augmentation", [AUGMENTATION, WITH_VIEWS], ids=["BEV", "BEV and images"])
+def test_an_augmented_box_keeps_its_points_and_its_pixels(
+    samples: list[Sample], tiny_model_config: MakeConfig, augmentation: AugmentationConfig
+) -> None:
     """Targets, pillars and camera tables must move together: each object is traced back through all three."""
     config = tiny_model_config(
         range_m=(-24.0, -20.0, -4.0, 24.0, 20.0, 4.0),
@@ -111,11 +119,12 @@ def test_an_augmented_box_keeps_its_points_and_its_pixels(samples: list[Sample],
     )
     config = config.model_copy(update={"bev": config.bev.model_copy(update={"heights_m": (-2.0, -1.0, 0.0, 1.0, 2.0)})})
     spec = config.graph_spec(CAMERA_NAMES)
-    dataset = dataset_of(samples, spec, augmentation=AUGMENTATION, seed=5)
+    dataset = dataset_of(samples, spec, augmentation=augmentation, seed=5)
     with_points = traced = 0
     for position in (0, 5, 10):
         sample, frame = samples[position % 4], dataset[position]
-        bev_aug = draw_bev_aug(AUGMENTATION, np.random.default_rng([5, position]))
+        drawn = draw_frame_aug(augmentation, sample.calibration, spec.cameras, 0.5, [5, position])
+        bev_aug = drawn.bev_aug
         boxes = boxes_of(frame["targets"], spec)
         centers = transform_points(invert(bev_aug), boxes[:, :3])
         scale = bev_aug[2, 2]
@@ -130,7 +139,7 @@ def test_an_augmented_box_keeps_its_points_and_its_pixels(samples: list[Sample],
             if (np.abs(box[:2]) + np.hypot(*box[3:5]) / 2 < (24, 20)).all():  # the canvas does not cut it
                 assert abs(before[nearest] - count) <= 2  # a point on a face
                 with_points += count > 5
-        traced += trace_into_cameras(sample, frame["inputs"]["student"], boxes, centers, spec)
+        traced += trace_into_cameras(sample, frame["inputs"]["student"], boxes, centers, spec, drawn.img_aug(spec))
     assert with_points > 10
     assert traced > 15
 
@@ -148,7 +157,12 @@ def boxes_of(targets: dict[str, torch.Tensor], spec: GraphSpec) -> np.ndarray:
 
 
 def trace_into_cameras(
-    sample: Sample, inputs: dict[str, torch.Tensor], boxes: np.ndarray, centers: np.ndarray, spec: GraphSpec
+    sample: Sample,
+    inputs: dict[str, torch.Tensor],
+    boxes: np.ndarray,
+    centers: np.ndarray,
+    spec: GraphSpec,
+    img_aug: dict[str, np.ndarray] | None,
 ) -> int:
     """Compare the pixel and depth that a box's BEV cell reads with the projection of the box; returns how many."""
     index, _ = BevGrid.bev(spec).locate(boxes[:, :2])
@@ -161,12 +175,16 @@ def trace_into_cameras(
             continue
         camera, row, column = pixel // (height * width), pixel // width % height, pixel % width
         raw_hw = sample.calibration.image_sizes_px[camera]
-        network2raw = invert(fit_image(raw_hw, spec).matrix(raw_hw))
+        raw2network = fit_image(raw_hw, spec).matrix(raw_hw)
+        if img_aug is not None:
+            raw2network = img_aug[spec.cameras[camera]] @ raw2network
+        network2raw = invert(raw2network)
         scaled = network2raw @ np.array([(column + 0.5) * 4, (row + 0.5) * 4, 1.0, 1.0])
         pixels, depth_m = project(center[None], sample.calibration.lidar2img()[camera])
         focal_px = sample.calibration.cam2img[camera, 0, 0]
         # Half a cell sideways or half a height step, and half a feature cell.
-        allowed_px = 0.6 * focal_px / depth_m[0] * 1.2 + 2.5 * raw_hw[1] / 256
+        zoom = np.sqrt(np.abs(np.linalg.det(raw2network[:2, :2]))) if img_aug else 256 / raw_hw[1]
+        allowed_px = 0.6 * focal_px / depth_m[0] * 1.2 + 2.5 / zoom
         assert np.abs(pixels[0] - scaled[:2]).max() < allowed_px
         assert entry // spec.depth_bins == pixel
         assert abs(1.0 + (entry % spec.depth_bins + 0.5) * 0.5 - depth_m[0]) < 1.0
@@ -175,11 +193,11 @@ def trace_into_cameras(
 
 
 def test_a_draw_depends_on_seed_and_position_alone(samples: list[Sample], tiny_spec: GraphSpec) -> None:
-    dataset = dataset_of(samples, tiny_spec, augmentation=AUGMENTATION)
+    dataset = dataset_of(samples, tiny_spec, augmentation=WITH_VIEWS)
     first = dataset[1]
     dataset[0], dataset[7]
     again = dataset[1]
-    fresh = dataset_of(samples, tiny_spec, augmentation=AUGMENTATION, cache_sensors=True)
+    fresh = dataset_of(samples, tiny_spec, augmentation=WITH_VIEWS, cache_sensors=True)
     cached = (fresh[1], fresh[1])
     for frame in (again, *cached):
         assert same(frame["inputs"]["student"], first["inputs"]["student"])
@@ -187,7 +205,8 @@ def test_a_draw_depends_on_seed_and_position_alone(samples: list[Sample], tiny_s
     next_epoch = dataset[1 + len(samples)]
     assert next_epoch["token"] == first["token"] == samples[1].token
     assert not torch.equal(next_epoch["targets"]["values"], first["targets"]["values"])
-    other_seed = dataset_of(samples, tiny_spec, augmentation=AUGMENTATION, seed=1)[1]
+    assert not torch.equal(next_epoch["inputs"]["student"]["images"], first["inputs"]["student"]["images"])
+    other_seed = dataset_of(samples, tiny_spec, augmentation=WITH_VIEWS, seed=1)[1]
     assert not torch.equal(other_seed["targets"]["values"], first["targets"]["values"])
 
 
@@ -202,24 +221,6 @@ def test_objects_without_points_are_not_taught(samples: list[Sample], tiny_spec:
     assert taught > 3
     unseen = replace(samples[0], num_points=np.zeros_like(samples[0].num_points))
     assert not dataset_of([unseen], tiny_spec)[0]["targets"]["heatmap"].any()
-
-
-def test_epochs_are_permutations_that_count_on() -> None:
-    sampler = EpochSampler(5, seed=3, repeat=2)
-    assert len(sampler) == 10
-    epochs = []
-    for epoch in range(3):
-        sampler.begin(epoch)
-        positions = list(sampler)
-        assert sorted(positions) == list(range(10 * epoch, 10 * epoch + 10))
-        epochs.append(positions)
-    turns = [tuple(position % 5 for position in epoch[half : half + 5]) for epoch in epochs for half in (0, 5)]
-    assert all(sorted(turn) == [0, 1, 2, 3, 4] for turn in turns)
-    assert len(set(turns)) > 3
-    again = EpochSampler(5, seed=3, repeat=2)
-    again.begin(2)
-    assert list(again) == epochs[2]
-    assert list(EpochSampler(5, seed=4, repeat=2)) != epochs[0]
 
 
 def test_collate_stacks_in_order(samples: list[Sample], tiny_spec: GraphSpec) -> None:

@@ -16,12 +16,13 @@ import pytest
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
-from bevkd_deploy.data.dataset import EpochSampler, FrameDataset
+from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.events import DropLog, DroppedSensor
 from bevkd_deploy.data.loader import frame_loader
 from bevkd_deploy.data.mmdet3d_export import write_infos
 from bevkd_deploy.data.nuscenes_tables import NuScenesTables
 from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.data.sampling import EpochSampler
 from bevkd_deploy.data.sensor_files import load_sample, without_broken_files
 from bevkd_deploy.data.source import open_split
 

@@ -12,23 +12,32 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import (
-    AugmentationConfig,
     ContrastLossConfig,
     DistillConfig,
     DistillLosses,
     FeatureLossConfig,
     HeatmapLossConfig,
     ModelConfig,
+)
+from bevkd_deploy.contracts.recipe_training import (
+    AugmentationConfig,
+    ImageAugmentationConfig,
+    PasteConfig,
     TrainConfig,
 )
 from bevkd_deploy.data.dataset import FrameDataset
+from bevkd_deploy.data.object_database import build_database
+from bevkd_deploy.data.paste import Paster
+from bevkd_deploy.data.sampling import EpochSampler
 from bevkd_deploy.distill import loop
 from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
 from bevkd_deploy.distill.step import DistillationStep, TrainingStep
 from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.pipelines.training import _total_steps
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 OnStep = Callable[[int], None]
@@ -303,6 +312,32 @@ def test_a_non_finite_loss_names_the_term_and_the_samples(
     ]
     assert all(same)  # the weights were not updated with it
     assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_class_balanced_run_resumes_to_the_same_bits(runner: Runner, tmp_path: Path) -> None:
+    """Draws with replacement, views and pasted objects are functions of the position, workers or not."""
+    paste = PasteConfig(up_to=dict.fromkeys(CLASS_NAMES, 3), until_fraction=0.5)
+    image = ImageAugmentationConfig(scale=(0.9, 1.2), flip=True, rotation_rad=0.1)
+    plain = runner.dataset
+    augmentation = plain.augmentation.model_copy(update={"image": image, "paste": paste})
+    train = TrainConfig(epochs=2, batch_size=1, class_balanced=True)
+    order = EpochSampler.of_training(plain.samples, train, 0)
+    paster = Paster(build_database(plain.samples, paste), paste, order.first_position_after(1))
+    runner.dataset = FrameDataset(
+        plain.samples, plain.specs, target_of="student", min_radius_cells=1, augmentation=augmentation, paster=paster
+    )
+    changes = {"epochs": 2, "batch_size": 1, "class_balanced": True}
+    weights = runner.run(tmp_path / "whole", **changes)
+    per_epoch = len(order)
+    total = _total_steps(runner.dataset, train, 0)
+    assert runner.steps == [(step, total) for step in range(1, total + 1)]
+    assert total == 2 * per_epoch != 8
+    middle = per_epoch + 2
+    with pytest.raises(Interrupted):
+        runner.run(tmp_path / "cut", on_step=stop_at(middle, lambda: signal.raise_signal(signal.SIGINT)), **changes)
+    resumed = runner.run(tmp_path / "cut", resume=True, workers=2, **changes)
+    assert_same_bits(weights, resumed)
+    assert without_time(events_of(tmp_path / "cut")) == without_time(events_of(tmp_path / "whole"))
 
 
 def test_a_repeated_epoch_and_batches_that_do_not_divide(runner: Runner, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from bevkd_deploy.geometry.boxes import (
     BOX_EDGES,
     augment_boxes,
     box_corners,
+    footprints_overlap,
     points_in_boxes,
+    rows_in_boxes,
     transform_boxes,
     wrap_angle,
 )
@@ -115,6 +118,76 @@ def test_points_in_boxes_by_construction(box: np.ndarray, fractions: list[float]
 )
 def test_wrap_angle(angle_rad: float, wrapped_rad: float) -> None:
     assert wrap_angle(np.array(angle_rad)) == pytest.approx(wrapped_rad)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31))
+def test_rows_in_boxes_are_points_in_boxes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(-6, 6, (300, 5)).astype(np.float32)
+    boxes = np.column_stack([rng.uniform(-6, 6, (5, 3)), rng.uniform(0.5, 9, (5, 3)), rng.uniform(-3, 3, (5, 3))])
+    boxes[0, :3] = points[0, :3]
+    boxes[0, 3:7] = [0.0, 0.0, 0.0, 0.3]  # no size: only the point that is its centre
+    inside = points_in_boxes(points, boxes)
+    found = rows_in_boxes(points, boxes)
+    assert [rows.tolist() for rows in found] == [np.flatnonzero(column).tolist() for column in inside.T]
+    assert found[0].tolist() == [0]
+
+
+def test_no_boxes_and_no_points_hold_nothing() -> None:
+    assert rows_in_boxes(np.zeros((4, 5), np.float32), np.zeros((0, 9))) == []
+    assert [rows.tolist() for rows in rows_in_boxes(np.zeros((0, 5), np.float32), CAR)] == [[]]
+
+
+def flat(x: float, y: float, length: float, width: float, yaw: float) -> list[float]:
+    return [x, y, 0.0, length, width, 1.0, yaw, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("box", "overlap"),
+    [
+        (flat(0, 0, 4, 2, 0), True),  # itself
+        (flat(3.9, 0, 4, 2, 0), True),
+        (flat(4, 0, 4, 2, 0), False),  # touching
+        (flat(0, 1.9, 4, 2, 0), True),
+        (flat(0, 2.1, 4, 2, 0), False),
+        (flat(0.5, 0.2, 0.1, 0.1, 1), True),  # inside
+        (flat(3.2, 2.2, 4, 2, -np.pi / 4), False),  # the axis-aligned hulls overlap, the boxes do not
+        (flat(2.4, 1.4, 4, 2, -np.pi / 4), True),
+        (flat(0, 0, 1, 20, 0), True),  # a cross: no corner of one lies in the other
+        (flat(40, 0, 4, 2, 0), False),
+    ],
+)
+def test_overlap_by_hand(box: list[float], overlap: bool) -> None:
+    boxes, one = np.array([box, flat(100, 0, 1, 1, 0)]), np.array([flat(0, 0, 4, 2, 0)])
+    assert footprints_overlap(one, boxes).tolist() == [[overlap, False]]
+    assert footprints_overlap(boxes, one).tolist() == [[overlap], [False]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(boxes, boxes, st.floats(0, 6.3), st.floats(0, 1.2))
+def test_overlap_is_opencvs(first: np.ndarray, second: np.ndarray, angle: float, nearness: float) -> None:
+    # Centres at about the distance at which boxes begin to touch.
+    reach = nearness * (np.hypot(*first[0, 3:5]) + np.hypot(*second[0, 3:5])) / 2
+    second[0, :2] = first[0, :2] + reach * np.array([np.cos(angle), np.sin(angle)])
+    first[0, :2], second[0, :2] = (0.0, 0.0), second[0, :2] - first[0, :2]
+    rectangles = [(tuple(box[:2]), tuple(box[3:5]), float(np.degrees(box[6]))) for box in (first[0], second[0])]
+    kind, region = cv2.rotatedRectangleIntersection(*rectangles)
+    area = 0.0 if region is None or kind == cv2.INTERSECT_NONE else cv2.contourArea(cv2.convexHull(region))
+    if area == 0.0 or area > 1e-3:  # single precision in OpenCV
+        shrunk = [box * ([1, 1, 1, 0.999, 0.999, 1, 1, 1, 1] if area == 0 else np.ones(9)) for box in (first, second)]
+        assert footprints_overlap(*shrunk)[0, 0] == (area > 0)
+
+
+def test_overlaps_of_boxes_with_themselves() -> None:
+    several = np.array([flat(0, 0, 4, 2, 0.3), flat(1, 1, 4, 2, 2), flat(9, 9, 1, 1, 0)])
+    assert footprints_overlap(several, several).tolist() == [
+        [True, True, False],
+        [True, True, False],
+        [False, False, True],
+    ]
+    assert footprints_overlap(several, np.zeros((0, 9))).shape == (3, 0)
+    assert footprints_overlap(np.zeros((0, 9)), several).shape == (0, 3)
 
 
 def _in_order(corners: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.geometry.calibration import Calibration
-from bevkd_deploy.geometry.camera_lut import build_luts, fit_image
+from bevkd_deploy.geometry.camera_lut import build_luts, fit_image, view2network
 from bevkd_deploy.geometry.frames import yaw_pose
 
 # 10 m along x and 6 m along y in cells of 1 m: 6 rows, 10 columns. Features: 4 rows, 8 columns per camera.
@@ -40,7 +40,9 @@ def make_calibration() -> Calibration:
     return Calibration(SPEC.cameras, np.stack([cam2img, cam2img]), np.stack([LOOKING_AHEAD, left]), ((100, 128),) * 2)
 
 
-def brute_force(spec: GraphSpec, calibration: Calibration, bev_aug: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def brute_force(
+    spec: GraphSpec, calibration: Calibration, bev_aug: np.ndarray, img_aug: dict[str, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Each voxel by itself: undo the augmentation, try every camera, keep the one nearest to its middle column."""
     rows, columns = spec.bev_shape_yx
     cell_m = spec.pillar_size_m * spec.bev_stride
@@ -62,6 +64,11 @@ def brute_force(spec: GraphSpec, calibration: Calibration, bev_aug: np.ndarray) 
             scaled_height = round(raw_height * spec.image_width_px / raw_width)
             u = u_raw * spec.image_width_px / raw_width
             v = v_raw * scaled_height / raw_height - (scaled_height - spec.image_height_px)  # the top is cut off
+            if img_aug is not None:
+                if not (0 <= u_raw < raw_width and 0 <= v_raw < raw_height):
+                    continue  # the augmented image is black there
+                (a, b, c, *_), (d, e, f, *_) = img_aug[spec.cameras[camera]][:2]
+                u, v = a * u + b * v + c, d * u + e * v + f
             u_cell, v_cell, bin_ = (
                 int(np.floor(value)) for value in (u / 8, v / 8, (z_cam - spec.depth_min_m) / bin_m)
             )
@@ -105,6 +112,68 @@ def test_equals_brute_force(bev_aug: np.ndarray) -> None:
     if np.array_equal(bev_aug, np.eye(4)):
         cameras = set(np.unique(lut_pixel[lut_pixel < SPEC.pixel_dump_index] // 32))
         assert cameras == {0, 1}, "the case must use both cameras, or it tests nothing about the overlap"
+
+
+def view(angle_rad: float, scale: float, shift_px: tuple[float, float], mirror: bool) -> np.ndarray:
+    """Affine of network pixels, times depth."""
+    matrix = np.eye(4)
+    cosine, sine = scale * np.cos(angle_rad), scale * np.sin(angle_rad)
+    matrix[:2, :2] = np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([-1.0 if mirror else 1.0, 1.0])
+    matrix[:2, 2] = shift_px
+    return matrix
+
+
+def unlike_cameras() -> Calibration:
+    """The same two cameras, the second one with a raw image of another size and shape."""
+    same = make_calibration()
+    cam2img = np.stack([same.cam2img[0], [[110.0, 0, 95], [0, 110, 80], [0, 0, 1]]])
+    return Calibration(same.cameras, cam2img, same.lidar2cam, ((100, 128), (160, 200)))
+
+
+@pytest.mark.parametrize("bev_aug", [None, yaw_pose(-0.3, [0.4, -0.6, 0.2]) @ np.diag([0.95, -0.95, 0.95, 1.0])])
+@pytest.mark.parametrize(
+    ("front", "left"),
+    [
+        (view(0, 1, (0, 0), False), view(0, 1, (64, 0), True)),
+        (view(0.09, 1.25, (-9, -6), False), view(-0.2, 0.8, (5, 11), False)),
+        (view(0, 0.7, (20, -3), False), view(0.3, 0.75, (55, 4), True)),
+    ],
+    ids=["one mirrored", "one zoomed in, one out", "both zoomed out, turned, mirrored"],
+)
+def test_augmented_images_equal_brute_force(bev_aug: np.ndarray | None, front: np.ndarray, left: np.ndarray) -> None:
+    img_aug = dict(zip(SPEC.cameras, (front, left), strict=True))
+    expected = brute_force(SPEC, unlike_cameras(), np.eye(4) if bev_aug is None else bev_aug, img_aug)
+    got = build_luts(SPEC, unlike_cameras(), bev_aug, img_aug)
+    np.testing.assert_array_equal(got, expected)
+    seen = expected[0] < SPEC.pixel_dump_index
+    assert set(expected[0][seen] // 32) == {0, 1}
+    plain = build_luts(SPEC, unlike_cameras(), bev_aug)
+    assert (got[0] != plain[0]).mean() > 0.05
+
+
+def test_a_view_that_changes_nothing_reads_what_the_deployed_tables_read() -> None:
+    nothing = {name: np.eye(4) for name in SPEC.cameras}
+    np.testing.assert_array_equal(build_luts(SPEC, unlike_cameras(), None, nothing), build_luts(SPEC, unlike_cameras()))
+
+
+def test_no_cell_reads_where_an_augmented_image_is_black() -> None:
+    # Both images at half size in the top left corner: nothing beyond feature column 3 and row 1 shows anything.
+    halved = {name: view(0, 0.5, (0, 0), False) for name in SPEC.cameras}
+    lut_pixel, _ = build_luts(SPEC, make_calibration(), None, halved)
+    seen = lut_pixel[lut_pixel < SPEC.pixel_dump_index]
+    assert len(seen) > 20
+    assert (seen % 8).max() <= 3
+    # The raw image has 50 rows at this width, 18 above the crop: they appear above the top edge, and nothing below 16.
+    assert (seen // 8 % 4).max() <= 1
+
+
+def test_view_units_hold_the_bottom_left_corner_and_the_width() -> None:
+    for spec in (SPEC, SPEC.model_copy(update={"image_height_px": 96, "image_width_px": 160})):
+        corners = np.array([[0, 0, 1, 1], [1, 0, 1, 1], [0, -spec.image_height_px / spec.image_width_px, 1, 1]])
+        expected = [[0, spec.image_height_px], [spec.image_width_px, spec.image_height_px], [0, 0]]
+        np.testing.assert_allclose((corners @ view2network(spec).T)[:, :2], expected)
+        at_5_m = view2network(spec) @ [5.0, 0.0, 5.0, 1.0]
+        np.testing.assert_allclose(at_5_m[:2] / at_5_m[2], expected[1])
 
 
 def test_an_augmented_cell_reads_what_its_voxel_reads_unaugmented() -> None:

@@ -46,6 +46,52 @@ def test_a_spot_lands_where_its_projection_says(tools) -> None:
     np.testing.assert_allclose(centre, expected[:2], atol=0.1)
 
 
+@pytest.mark.parametrize("raw_hw", [(100, 128), (900, 1600), (97, 131), (32, 64), (24, 48)])
+def test_a_warp_that_changes_nothing_is_the_deployed_image(tools, raw_hw: tuple[int, int]) -> None:
+    raw = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (*raw_hw, 3), dtype=np.uint8), (0, 0), 2)
+    preprocessor = Preprocessor(tools.spec)
+    nothing = {name: np.eye(4) for name in tools.spec.cameras}
+    warped = preprocessor.images([raw, None], nothing)
+    deployed = preprocessor.images([raw, None])
+    # Where the image is enlarged, its outermost pixels are blended with the black around it.
+    inner = (slice(None), slice(1, -1), slice(1, -1)) if raw_hw[1] < 64 else slice(None)
+    difference = np.abs(warped.astype(int) - deployed.astype(int))[inner]
+    assert difference.max() <= 2 and difference.mean() < 0.3
+    assert not warped[1].any()
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("angle_rad", [0.0, 0.4])
+@pytest.mark.parametrize("scale", [0.6, 1.0, 3.0])
+def test_a_spot_lands_where_its_view_says(tools, scale: float, angle_rad: float, mirror: bool) -> None:
+    rows, columns = np.indices((450, 800)) + 0.5  # pixel i covers [i, i + 1)
+    # Smooth, so that shrinking keeps its middle exactly.
+    spot = 255 * np.exp(-((columns - 510.0) ** 2 + (rows - 315.0) ** 2) / (2 * 8.0**2))
+    raw = np.repeat(spot.round().astype(np.uint8)[:, :, None], 3, axis=2)
+    spec = tools.spec.model_copy(update={"image_height_px": 256, "image_width_px": 704})
+    turn = scale * np.array([[np.cos(angle_rad), -np.sin(angle_rad)], [np.sin(angle_rad), np.cos(angle_rad)]])
+    fit = fit_image((450, 800), spec).matrix((450, 800))
+    img_aug = np.eye(4)
+    img_aug[:2, :2] = turn @ np.diag([-1.0 if mirror else 1.0, 1.0])
+    # The middle of the spot, at a place with a fraction of a pixel.
+    img_aug[:2, 2] = np.array([300.3, 120.7]) - img_aug[:2, :2] @ (fit @ [510.0, 315.0, 1.0, 1.0])[:2]
+    warped = Preprocessor(spec).images([raw, raw], {"CAM_FRONT": img_aug, "CAM_BACK": np.eye(4)})
+    got = warped[0, :, :, 0].astype(float)
+    rows, columns = np.indices(got.shape) + 0.5
+    centre = np.array([(columns * got).sum(), (rows * got).sum()]) / got.sum()
+    np.testing.assert_allclose(centre, [300.3, 120.7], atol=0.03)
+    assert got.sum() == pytest.approx(float(raw[..., 0].sum()) * (scale * 704 / 800) ** 2, rel=0.02)  # its size too
+
+
+def test_what_an_image_does_not_show_is_black(tools) -> None:
+    raw = np.full((100, 128, 3), 200, np.uint8)
+    aside = np.eye(4)
+    aside[0, 2] = 20
+    warped = Preprocessor(tools.spec).images([raw, raw], {"CAM_FRONT": aside, "CAM_BACK": np.eye(4)})
+    assert not warped[0, :, :20].any()
+    assert (warped[0, :, 20:] == 200).all() and (warped[1] == 200).all()
+
+
 def test_tables_are_kept_for_a_calibration_and_rebuilt_for_another(tools, calibration) -> None:
     preprocessor = Preprocessor(tools.spec)
     first = preprocessor.tables(calibration)
@@ -67,6 +113,11 @@ def test_augmented_tables_leave_the_kept_ones_alone(tools, calibration) -> None:
     plain = preprocessor.tables(calibration)
     turned = preprocessor.tables(calibration, yaw_pose(0.5, [0.0, 0.0, 0.0]))
     assert not np.array_equal(turned[0], plain[0])
+    assert preprocessor.tables(calibration)[0] is plain[0]
+    views = {name: np.diag([0.8, 0.8, 1.0, 1.0]) for name in tools.spec.cameras}
+    seen = preprocessor.tables(calibration, None, views)
+    np.testing.assert_array_equal(seen, build_luts(tools.spec, calibration, None, views))
+    assert not np.array_equal(seen[0], plain[0])
     assert preprocessor.tables(calibration)[0] is plain[0]
 
 
