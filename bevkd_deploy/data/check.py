@@ -158,7 +158,9 @@ def _check_matrices(index: TableIndex, result: CheckResult) -> None:
             result.add("calibration", f"{where}: rotation {pose[3:].tolist()}, translation {pose[:3].tolist()}")
         if index.sensor_channel[sensor] in cameras and not intrinsics_sound[sensor]:
             result.add("calibration", f"{where}: camera_intrinsic {index.cam2img[sensor].tolist()}")
-    for file in np.flatnonzero(~invertible(poses(index.ego2global[:, 3:], index.ego2global[:, :3]))):
+    unknown = np.isnan(index.ego2global).all(axis=1)  # no such row: a dangling token, reported as that
+    sound = invertible(poses(index.ego2global[:, 3:], index.ego2global[:, :3]))
+    for file in np.flatnonzero(~sound & ~unknown):
         pose = index.ego2global[file]
         words = f"rotation {pose[3:].tolist()}, translation {pose[:3].tolist()}"
         result.add("pose", f"ego pose of {index.file_name[file]} is no rotation and finite translation: {words}")

@@ -64,8 +64,8 @@ class TableRows:
         hashes = array("q")
         try:
             with self.path.open("rb") as handle:
-                for row in self._objects(handle):
-                    if self._is_sound(row, len(hashes)):
+                for number, row in enumerate(self._objects(handle)):
+                    if self._is_sound(row, number):
                         hashes.append(hash(row["token"]))
                         yield row
             self.complete = True
