@@ -121,8 +121,8 @@ class IndexBuilder:
             channel = self._find(channel_of, "sensor", row["sensor_token"], f"calibrated_sensor {row['token']}")
             rows[row["token"]] = len(numbers)
             numbers.append(channel)
-            pose.extend(self._numbers(row, "translation", 3, "calibrated_sensor"))
-            pose.extend(self._numbers(row, "rotation", 4, "calibrated_sensor"))
+            self._append(pose, row, "translation", 3, "calibrated_sensor")
+            self._append(pose, row, "rotation", 4, "calibrated_sensor")
             matrix = row["camera_intrinsic"]
             intrinsics.extend(
                 self._numbers(row, "camera_intrinsic", 9, "calibrated_sensor") if matrix else [np.nan] * 9
@@ -215,14 +215,15 @@ class IndexBuilder:
                 tokens = []
             attribute = self._find(attributes, "attribute", tokens[0], where) if tokens else -1
             for name, width in (("translation", 3), ("size", 3), ("rotation", 4)):
-                boxes.numbers[name].extend(self._numbers(row, name, width, "sample_annotation"))
-            self._check_box(row)
+                if not self._append(boxes.numbers[name], row, name, width, "sample_annotation"):
+                    boxes.reported.add(len(boxes.tokens))
             points = (self._integer(row, name, "sample_annotation") for name in ("num_lidar_pts", "num_radar_pts"))
             boxes.integers.extend((sample, label, attribute, *points))
             boxes.tokens.append(row["token"])
             boxes.links.append((row["prev"], row["next"]))
         self._columns["attributes"] = Texts.of(names)
         rows_of_tokens = {token: row for row, token in enumerate(boxes.tokens)}
+        self._check_boxes(boxes)
         self._columns |= boxes.columns(self._columns["sample_time_us"], self._neighbour(rows_of_tokens))
 
     def _read_labels(self) -> dict[str, int]:
@@ -245,19 +246,35 @@ class IndexBuilder:
 
         return find
 
-    def _check_box(self, row: Row) -> None:
-        try:
-            values = np.array([*row["translation"], *row["size"], *row["rotation"]], dtype=np.float64)
-        except (TypeError, ValueError):
-            return  # reported as it was read
-        if len(values) != 10:
-            return
-        if not np.isfinite(values).all() or (values[3:6] <= 0).any() or not np.abs(values[6:]).max() > 0:
+    def _check_boxes(self, boxes: _Boxes) -> None:
+        parts = [
+            _matrix(boxes.numbers[name], width) for name, width in (("translation", 3), ("size", 3), ("rotation", 4))
+        ]
+        translation, size, rotation = parts
+        sound = np.isfinite(np.concatenate(parts, axis=1)).all(axis=1)
+        sound &= (size > 0).all(axis=1) & (rotation != 0).any(axis=1)
+        for row in np.flatnonzero(~sound):
+            if row in boxes.reported:
+                continue
             self._report(
                 "box",
-                f"sample_annotation {row['token']} in {self._folder}: expected a finite translation, a positive size "
-                f"and a rotation that is not zero, got {row['translation']}, {row['size']}, {row['rotation']}",
+                f"sample_annotation {boxes.tokens[row]} in {self._folder}: expected a finite translation, a positive "
+                f"size and a rotation that is not zero, got {translation[row].tolist()}, {size[row].tolist()}, "
+                f"{rotation[row].tolist()}",
             )
+
+    def _append(self, column: array[float], row: Row, field: str, count: int, table: str) -> bool:
+        """Append a field of numbers to a column; NaN (a report, and False) where it is something else."""
+        value = row[field]
+        if isinstance(value, list) and len(value) == count:
+            try:
+                column.fromlist(value)  # all of them or, where one is no number, none
+                return True
+            except (TypeError, OverflowError):
+                pass
+        self._report_field(row, field, f"{count} numbers", table)
+        column.extend([np.nan] * count)
+        return False
 
     def _numbers(self, row: Row, field: str, count: int, table: str) -> list[float]:
         """A field that holds numbers, flat; NaN (and a report) where it does not."""
@@ -266,7 +283,7 @@ class IndexBuilder:
             flat = [float(v) for item in value for v in (item if isinstance(item, list) else (item,))]
             if len(flat) == count:
                 return flat
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
         self._report_field(row, field, f"{count} numbers", table)
         return [np.nan] * count
@@ -300,6 +317,7 @@ class _Boxes:
         self.numbers = {name: array("d") for name in ("translation", "size", "rotation")}
         self.integers = array("q")
         self.tokens: list[str] = []
+        self.reported: set[int] = set()
         self.links: list[tuple[str, str]] = []
 
     def columns(self, sample_time_us: NDArray[np.int64], find: Callable[[str, str], int]) -> dict[str, Any]:

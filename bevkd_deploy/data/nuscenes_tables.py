@@ -92,6 +92,7 @@ class _Batch:
     ) -> None:
         self.root, self.index, self.rows = root, index, rows
         self.cameras, self.on_error = cameras, on_error
+        self.attributes = [*index.attributes, ""]  # row -1, no attribute, is the last one
         channels = list(index.channels)
         self.lidar = self._sensors(
             index.keyframes[rows, channels.index(LIDAR_NAME)] if LIDAR_NAME in channels else None
@@ -140,7 +141,7 @@ class _Batch:
             boxes=transform_boxes(self.boxes[chosen - self.box_offset], self.global2lidar[number]),
             labels=index.box_label[chosen].astype(np.int64),
             num_points=index.box_points[chosen].sum(axis=1, dtype=np.int64),
-            attributes=tuple(index.attributes[a] if a >= 0 else "" for a in index.box_attribute[chosen]),
+            attributes=tuple(self.attributes[row] for row in index.box_attribute[chosen].tolist()),
             sweeps=sweeps,
             annotations=self._global_boxes(chosen),
             bike_racks=self._global_boxes(racks),

@@ -23,6 +23,7 @@ Report = Callable[[str, str], None]
 _CHUNK_BYTES = 1 << 22
 _LONGEST_ROW = 1 << 26
 _SPACE = re.compile(r"[ \t\r\n]*")
+_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=\{)")
 
 
 def fail(kind: str, problem: str) -> NoReturn:
@@ -86,6 +87,7 @@ class TableRows:
         while not closed:
             if text.next_character() != "{":
                 raise ValueError(f"expected a row {{...}} at character {text.consumed}")
+            yield from text.whole_rows()
             yield text.decode(decoder)
             mark = text.next_character()
             if mark not in (",", "]"):
@@ -98,9 +100,9 @@ class TableRows:
 
     def _is_sound(self, row: Row, number: int) -> bool:
         token = row.get("token")
-        missing = sorted(self._fields - row.keys())
-        if isinstance(token, str) and not missing:
+        if isinstance(token, str) and row.keys() >= self._fields:
             return True
+        missing = sorted(self._fields - row.keys())
         if isinstance(token, str):
             self.rejected.add(token)
         problem = f"lacks {', '.join(missing)}" if isinstance(token, str) else f"has no token (a text), got {token!r}"
@@ -149,6 +151,24 @@ class _Text:
             self.position = match.end() if match else self.position
             if self.position < len(self.buffer) or not self._fill():
                 return self.buffer[self.position : self.position + 1]
+
+    def whole_rows(self) -> list[Any]:
+        """The rows up to the last one that starts in the buffer, at once, for speed; none where that does not work.
+
+        The cut may fall into a nested list or a text: what is before it is then no JSON, and rows are read one by one.
+        """
+        cut = self.buffer.rfind("}", self.position, self.buffer.rfind("{"))
+        comma = _COMMA.match(self.buffer, cut + 1) if cut > self.position else None
+        if comma is None:
+            return []
+        try:
+            rows: list[Any] = json.loads(f"[{self.buffer[self.position : cut + 1]}]")
+        except json.JSONDecodeError:
+            return []
+        if not all(isinstance(row, dict) for row in rows):
+            return []
+        self.position = comma.end()
+        return rows
 
     def decode(self, decoder: json.JSONDecoder) -> Any:
         """The JSON value at the position, which then stands behind it."""

@@ -65,7 +65,7 @@ def plant(root: Path) -> dict[str, str]:
 
     def boxes(rows: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> None:
         rows["train0-a0"]["size"] = [0, 4.5, 1.6]
-        rows["train0-a1"]["translation"][0] = float("nan")
+        rows["train0-a1"]["translation"] = [float("nan")] * 3
         rows["train0-a2"]["instance_token"] = "gone-instance"
         rows["train1-a0"]["rotation"] = [1, 0, 0]
         rows["train1-a1"]["attribute_tokens"] = ["gone-attribute"]
