@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from bevkd_deploy.cli.console import output_of
+from bevkd_deploy.cli.truth import truth
 
 data_app = typer.Typer(
-    help="Write the synthetic dataset, check a dataset, or write mmdet3d info files of it.", no_args_is_help=True
+    help="Write the synthetic dataset, check a dataset, or write its mmdet3d info files or ground truth.",
+    no_args_is_help=True,
 )
+data_app.command()(truth)
 
 
 @data_app.command()

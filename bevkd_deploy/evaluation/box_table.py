@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bevkd_deploy.contracts.classes import CLASS_NAMES
-
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
@@ -66,9 +64,21 @@ class BoxTable:
         """The boxes at the given rows, in that order."""
         return replace(self, **{name: column[rows] for name, column in self._columns().items()})
 
-    def of_class(self, name: str, kept: NDArray[np.bool_]) -> BoxTable:
-        """The boxes of one class among those that a mask [n] keeps."""
-        return self.select(np.flatnonzero(kept & (self.label == CLASS_NAMES.index(name))))
+    def of_samples(self, tokens: Sequence[str]) -> BoxTable:
+        """The boxes of some samples, in that order of samples and in record order within each.
+
+        Raises:
+            KeyError: a sample is not in the table.
+        """
+        if tuple(tokens) == self.tokens:
+            return self
+        place = {token: index for index, token in enumerate(self.tokens)}
+        sources = np.array([place[token] for token in tokens], dtype=np.int64)
+        first = np.searchsorted(self.sample, np.arange(len(self.tokens) + 1))
+        counts = np.diff(first)[sources]
+        ends = np.cumsum(counts)
+        rows = np.arange(int(counts.sum())) - np.repeat(ends - counts - first[sources], counts)
+        return replace(self.select(rows), tokens=tuple(tokens), sample=np.repeat(np.arange(len(tokens)), counts))
 
     def _columns(self) -> dict[str, Any]:
         """The arrays that the table holds, by attribute."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.evaluation.box_table import BoxTable
+from bevkd_deploy.evaluation.box_table import BoxTable, Indices
 from bevkd_deploy.evaluation.config import DetectionConfig, detection_cvpr_2019
-from bevkd_deploy.evaluation.curves import TP_METRICS, ClassCurves, class_curves
+from bevkd_deploy.evaluation.curves import ClassCurves, class_curves
+from bevkd_deploy.evaluation.racks import Racks, outside_racks
+from bevkd_deploy.evaluation.rankings import TP_METRICS, ClassRanking, rank
 from bevkd_deploy.evaluation.records import Kind, Records, read_boxes
 
 #: Errors that have no meaning for a class: cones have no heading, and neither cones nor barriers move or have states.
@@ -23,51 +26,108 @@ UNDEFINED_ERRORS: dict[str, tuple[str, ...]] = {
 _SHOWN_TOKENS = 5
 
 
-def evaluate(results: Records, ground_truth: Records, config: DetectionConfig | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Evaluation:
+    """Detections scored against ground truth.
+
+    Attributes:
+        config: the settings.
+        tokens: the samples.
+        rankings: class -> ranked predictions and their matches.
+        curves: class -> the curves behind the figures.
+        filters: which filters were on: class_range, num_pts, bike_racks.
+    """
+
+    config: DetectionConfig
+    tokens: tuple[str, ...]
+    rankings: dict[str, ClassRanking]
+    curves: dict[str, ClassCurves]
+    filters: dict[str, bool]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `evaluate` returns."""
+        return {**summarize(self.curves, self.config), "filters": self.filters}
+
+
+def evaluate(
+    results: Records,
+    ground_truth: Records,
+    config: DetectionConfig | None = None,
+    *,
+    bike_racks: Racks | None = None,
+) -> dict[str, Any]:
     """Score detections against ground truth.
 
-    Boxes are filtered as the devkit does: by class range, if all records of both sides carry `ego_translation`, and
-    boxes with `num_pts` 0 are dropped, if the ground truth carries it. The devkit also drops cycles inside bicycle
-    racks; racks are not part of a submission, so whoever writes the ground truth leaves those cycles out.
+    Boxes are filtered as the devkit does: by class range, if all records of both sides carry `ego_translation`; boxes
+    with `num_pts` 0 are dropped, if their side carries it; bicycles and motorcycles that stand in a bicycle rack are
+    dropped on both sides, if `bike_racks` is given.
 
     Args:
         results: sample token -> submission records (see `submission.py`), global frame, metres, m/s.
         ground_truth: the same, without scores; its samples must be those of `results`.
         config: settings, by default the official ones.
+        bike_racks: sample token -> racks as {translation, size, rotation}, as in a ground-truth file.
 
     Returns:
         The devkit's summary: label_aps {class: {threshold: AP}}, mean_dist_aps, mean_ap, label_tp_errors
         {class: {metric: error}} (NaN where `UNDEFINED_ERRORS` says so), tp_errors, tp_scores, nd_score, cfg; and
-        filters {class_range, num_pts}: whether each filter was on.
+        filters {class_range, num_pts, bike_racks}: whether each filter was on.
 
     Raises:
-        DataError: a record is malformed, the samples differ, or a sample holds too many boxes.
+        DataError: a record or rack is malformed, the samples differ, or a sample holds too many boxes.
 
     Source: nuscenes-devkit 1.2.0, nuscenes/eval/detection/evaluate.py (DetectionEval).
     """
-    return evaluate_with_curves(results, ground_truth, config)[0]
+    return evaluate_records(results, ground_truth, config, bike_racks=bike_racks).summary
 
 
-def evaluate_with_curves(
-    results: Records, ground_truth: Records, config: DetectionConfig | None = None
-) -> tuple[dict[str, Any], dict[str, ClassCurves]]:
-    """As `evaluate`, and the curves behind the figures by class."""
-    config = config or detection_cvpr_2019()
-    _require_same_samples(results, ground_truth)
+def evaluate_records(
+    results: Records,
+    ground_truth: Records,
+    config: DetectionConfig | None = None,
+    *,
+    bike_racks: Racks | None = None,
+) -> Evaluation:
+    """As `evaluate`, with the rankings and curves behind the figures."""
+    require_same_samples(results, ground_truth)
     predicted = read_boxes(results, Kind.RESULTS)
     truth = read_boxes(ground_truth, Kind.GROUND_TRUTH, tokens=predicted.tokens)
+    return evaluate_tables(predicted, truth, config, bike_racks=bike_racks)
+
+
+def evaluate_tables(
+    predicted: BoxTable,
+    truth: BoxTable,
+    config: DetectionConfig | None = None,
+    *,
+    bike_racks: Racks | None = None,
+) -> Evaluation:
+    """As `evaluate_records`, of boxes as columns; both tables hold the same samples in the same order."""
+    config = config or detection_cvpr_2019()
+    if predicted.tokens != truth.tokens:
+        require_same_samples(predicted.tokens, truth.tokens)
+        raise DataError("results and ground truth hold the same samples in another order; use BoxTable.of_samples")
+    require_same_samples(predicted.tokens, truth.tokens)
     _require_few_boxes(predicted, config)
     in_range = predicted.ego_distance_m is not None and truth.ego_distance_m is not None
-    filters = {"class_range": in_range, "num_pts": truth.num_pts is not None}
-    kept_predictions, kept_truths = _kept(predicted, config, in_range), _kept(truth, config, in_range)
-    curves = {
-        name: class_curves(name, predicted.of_class(name, kept_predictions), truth.of_class(name, kept_truths), config)
-        for name in config.class_names
-    }
-    return {**_summary(curves, config), "filters": filters}, curves
+    rows = (_kept(predicted, config, in_range, bike_racks), _kept(truth, config, in_range, bike_racks))
+    rankings = rank(predicted, truth, rows, config)
+    return Evaluation(
+        config=config,
+        tokens=predicted.tokens,
+        rankings=rankings,
+        curves={name: class_curves(ranking, config) for name, ranking in rankings.items()},
+        filters={
+            "class_range": in_range,
+            "num_pts": truth.num_pts is not None,
+            "bike_racks": bike_racks is not None,
+        },
+    )
 
 
-def _summary(curves: dict[str, ClassCurves], config: DetectionConfig) -> dict[str, Any]:
+def summarize(curves: dict[str, ClassCurves], config: DetectionConfig) -> dict[str, Any]:
+    """The devkit's summary of the curves of the evaluated classes; see `evaluate`."""
     label_aps = {
         name: {threshold_m: curve.average_precision(threshold_m, config) for threshold_m in config.dist_ths}
         for name, curve in curves.items()
@@ -102,27 +162,31 @@ def _mean_of_defined(values: list[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def _kept(boxes: BoxTable, config: DetectionConfig, in_range: bool) -> NDArray[np.bool_]:
-    """Mask [n] of the boxes closer than the range of their class, if that filter is on, and not without points."""
+def _kept(boxes: BoxTable, config: DetectionConfig, in_range: bool, bike_racks: Racks | None) -> Indices:
+    """Ascending rows of the boxes that pass the filters."""
     keep = np.ones(len(boxes), dtype=bool)
     if in_range and boxes.ego_distance_m is not None:
         range_m = np.array([config.class_range.get(name, 0.0) for name in CLASS_NAMES])
         keep &= boxes.ego_distance_m < range_m[boxes.label]
     if boxes.num_pts is not None:
         keep &= boxes.num_pts != 0
-    return keep
+    if bike_racks is not None:
+        keep &= outside_racks(boxes, bike_racks)
+    return np.flatnonzero(keep)
 
 
-def _require_same_samples(results: Records, ground_truth: Records) -> None:
-    missing = [token for token in ground_truth if token not in results]
-    extra = [token for token in results if token not in ground_truth]
+def require_same_samples(results: Collection[str], ground_truth: Collection[str]) -> None:
+    """Refuse results and ground truth whose sample tokens differ, or that have none."""
+    asked, given = dict.fromkeys(ground_truth), dict.fromkeys(results)
+    missing = [token for token in asked if token not in given]
+    extra = [token for token in given if token not in asked]
     if missing or extra:
         raise DataError(
             f"results and ground truth must hold the same samples: {len(missing)} missing from the results"
             f"{_first_few(missing)}, {len(extra)} not in the ground truth{_first_few(extra)}; "
             "a sample without detections needs an empty list"
         )
-    if not ground_truth:
+    if not asked:
         raise DataError("results and ground truth hold no samples; there is nothing to evaluate")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import chain
 from numbers import Real
@@ -16,14 +17,18 @@ from numpy.typing import ArrayLike, NDArray
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.evaluation.box_table import ATTRIBUTE_NAMES, Array, BoxTable, Indices, concatenate
+from bevkd_deploy.evaluation.packing import pack
 
 Record = Mapping[str, Any]
 Records = Mapping[str, Sequence[Record]]
 
-_VECTORS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2, "ego_translation": 3}
-_OPTIONAL_FIELDS = ("ego_translation", "num_pts")
+#: Fields of floats and how many each holds, 0 for a bare number.
+WIDTHS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2, "ego_translation": 3, "detection_score": 0}
+OPTIONAL_FIELDS = ("ego_translation", "num_pts")
+#: Fields are read one after another, which is twice as fast while the records are in cache.
+RECORDS_PER_CHUNK = 2000
+
 _SHORTEST_QUATERNION = 1e-6
-_RECORDS_PER_CHUNK = 2000  # their fields are read one after another, which is twice as fast while they are in cache
 
 
 class Kind(Enum):
@@ -50,49 +55,62 @@ def read_boxes(records: Records, kind: Kind, tokens: Sequence[str] | None = None
     tokens = tuple(records if tokens is None else tokens)
     source = f"{kind.value} {origin}".rstrip()
     for token in tokens:
-        if not isinstance(records[token], (list, tuple)):
-            got = type(records[token]).__name__
-            raise DataError(f"{source}: sample {token!r} must hold a list of records, got {got}")
-    first = next((record for token in tokens for record in records[token]), None)
-    carried = {field for field in _OPTIONAL_FIELDS if first is None or (isinstance(first, Mapping) and field in first)}
+        require_list(records[token], token, source)
+    carried = carried_fields(next((record for token in tokens for record in records[token]), None))
     return concatenate(
-        [_read_chunk(_RecordReader(records, chunk, kind, source), carried) for chunk in _chunks(records, tokens)]
+        [
+            read_chunk(RecordReader(chunk, [records[token] for token in chunk], kind, source), carried)
+            for chunk in _chunks(records, tokens)
+        ]
+    )
+
+
+def require_list(listed: Any, token: str, source: str) -> None:
+    """Refuse a sample that holds no list."""
+    if not isinstance(listed, (list, tuple)):
+        raise DataError(f"{source}: sample {token!r} must hold a list of records, got {type(listed).__name__}")
+
+
+def carried_fields(first: Any) -> frozenset[str]:
+    """Optional fields that all records must have, because the first one has them; all fields where there is none."""
+    return frozenset(
+        field for field in OPTIONAL_FIELDS if first is None or (isinstance(first, Mapping) and field in first)
     )
 
 
 def _chunks(records: Records, tokens: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Runs of samples with about `_RECORDS_PER_CHUNK` records each; at least one run, if an empty one."""
+    """Runs of samples with about `RECORDS_PER_CHUNK` records each; at least one run, if an empty one."""
     start = count = 0
     for stop, token in enumerate(tokens, start=1):
         count += len(records[token])
-        if count >= _RECORDS_PER_CHUNK or stop == len(tokens):
+        if count >= RECORDS_PER_CHUNK or stop == len(tokens):
             yield tokens[start:stop]
             start, count = stop, 0
     if not tokens:
         yield ()
 
 
-def _read_chunk(reader: _RecordReader, carried: set[str]) -> BoxTable:
-    reader.read_vectors(
-        {name: width for name, width in _VECTORS.items() if name != "ego_translation" or name in carried}
-    )
+def read_chunk(reader: RecordReader, carried: frozenset[str]) -> BoxTable:
+    """Columns of the records of one reader."""
+    for names in reader.number_fields(carried):
+        reader.read_numbers({name: WIDTHS[name] for name in names})
     reader.check_tokens()
-    reader.refuse_fields([field for field in _OPTIONAL_FIELDS if field not in carried])
-    rotation = reader.finite("rotation", 4)
+    reader.refuse_fields([field for field in OPTIONAL_FIELDS if field not in carried])
+    rotation = reader.finite("rotation")
+    length = np.sqrt(sum(rotation[:, index] ** 2 for index in range(4)))
     reader.refuse_where(
-        np.linalg.norm(rotation, axis=1) < _SHORTEST_QUATERNION,
-        "rotation must be a quaternion (w, x, y, z) of length one, got",
-        rotation,
+        length < _SHORTEST_QUATERNION, "rotation must be a quaternion (w, x, y, z) of length one, got", rotation
     )
-    size_m = reader.finite("size", 3)
-    reader.refuse_where((size_m <= 0).any(axis=1), "size (w, l, h) must be positive metres, got", size_m)
+    size_m = reader.finite("size")
+    if not (size_m > 0).all():
+        reader.refuse_where((size_m <= 0).any(axis=1), "size (w, l, h) must be positive metres, got", size_m)
     return BoxTable(
         tokens=reader.tokens,
         sample=np.repeat(np.arange(len(reader.tokens)), np.diff(reader.offsets)),
         label=reader.choices("detection_name", CLASS_NAMES),
-        translation_m=reader.finite("translation", 3),
+        translation_m=reader.finite("translation"),
         size_m=size_m,
-        yaw_rad=_yaw(rotation),
+        yaw_rad=_yaw(rotation / length[:, None]),
         velocity_mps=reader.velocity(),
         score=reader.score(),
         attribute=reader.choices("attribute_name", ATTRIBUTE_NAMES),
@@ -102,35 +120,63 @@ def _read_chunk(reader: _RecordReader, carried: set[str]) -> BoxTable:
 
 
 def _yaw(rotation: Array) -> Array:
-    """Heading of the rotated x axis [n] in radians, of quaternions [n, 4] (w, x, y, z) of any positive length."""
-    w, x, y, z = (rotation / np.linalg.norm(rotation, axis=1, keepdims=True)).T
+    """Heading of the rotated x axis [n] in radians, of unit quaternions [n, 4] (w, x, y, z)."""
+    w, x, y, z = rotation.T
     yaw_rad: Array = np.arctan2(2 * (w * z + x * y), w * w + x * x - y * y - z * z)
     return yaw_rad
 
 
-def _as_numbers(values: list[Any]) -> Array | None:
-    """Numbers as an array, or None if one is missing, is no number or is too large for a float."""
+def _as_numbers(values: list[Any], width: int) -> Array | None:
+    """Numbers, or vectors of `width`, as a flat array; None if one is malformed or too large for a float."""
     try:
-        # Unlike NumPy, `array` takes neither text nor null for a number.
+        if width:
+            if not set(map(type, values)) <= {list, tuple} or set(map(len, values)) != {width}:
+                return None
+            values = list(chain.from_iterable(values))
+        values = [math.nan if value is None else value for value in values]
+        # Unlike NumPy, `array` takes no text for a number.
         return np.frombuffer(array("d", values), dtype=np.float64)
     except (TypeError, OverflowError):
         return None
 
 
-class _RecordReader:
-    """Reads one field of all records at a time; an array operation finds a bad value, a message says where it is."""
+class RecordReader:
+    """Reads one field of all records at a time; an array operation finds a bad value, a message says where it is.
 
-    def __init__(self, records: Records, tokens: tuple[str, ...], kind: Kind, source: str) -> None:
+    Args:
+        tokens: the samples.
+        lists: the records of each.
+        kind: results or ground truth.
+        source: what the records came from, for messages.
+        getter: makes a function that reads one or more named fields of a record.
+    """
+
+    def __init__(
+        self,
+        tokens: tuple[str, ...],
+        lists: Sequence[Sequence[Any]],
+        kind: Kind,
+        source: str,
+        getter: Callable[..., Callable[[Any], Any]] = itemgetter,
+    ) -> None:
         self.tokens = tokens
         self.kind = kind
         self.source = source
-        self.flat = [record for token in tokens for record in records[token]]
-        self.vectors: dict[str, Array] = {}
-        self.offsets = np.cumsum([0, *(len(records[token]) for token in tokens)])
-        if not set(map(type, self.flat)) <= {dict}:
+        self.getter = getter
+        self.flat = list(chain.from_iterable(lists))
+        self.numbers: dict[str, Array] = {}
+        self.offsets = np.cumsum([0, *map(len, lists)])
+        if getter is itemgetter and not set(map(type, self.flat)) <= {dict}:
             for index, record in enumerate(self.flat):
                 if not isinstance(record, Mapping):
                     self.refuse(index, f"a record must be an object, got {type(record).__name__}")
+
+    def number_fields(self, carried: frozenset[str]) -> list[list[str]]:
+        """Fields of `WIDTHS` in these records; apart, velocity that may be null, which must not hold up the others."""
+        known = [name for name in WIDTHS if name in carried or name not in OPTIONAL_FIELDS]
+        if self.kind is Kind.RESULTS:
+            return [known]
+        return [[name for name in known if name not in ("velocity", "detection_score")], ["velocity"]]
 
     def refuse(self, index: int, message: str) -> NoReturn:
         """Raise for record `index` of the flat list."""
@@ -154,38 +200,37 @@ class _RecordReader:
             index = next(index for index in range(start, end) if named[index] != token)
             self.refuse(index, f"sample_token must be {token!r}, the sample it is under, got {named[index]!r}")
 
-    def read_vectors(self, widths: Mapping[str, int]) -> None:
-        """Keep well-formed vectors, read in one go; a malformed one leaves out all that were asked for with it."""
+    def read_numbers(self, widths: Mapping[str, int]) -> None:
+        """Keep the given fields of all records, if every one is made of floats; otherwise each is read when needed."""
         try:
-            vectors = [record[name] for record in self.flat for name in widths]
-            if list(map(len, vectors)) != list(widths.values()) * len(self.flat):
-                return
-        except (KeyError, TypeError):
+            get = self.getter(*widths)
+            rows = list(map(get, self.flat)) if len(widths) > 1 else [(value,) for value in map(get, self.flat)]
+        except (KeyError, AttributeError):
             return
-        numbers = _as_numbers(list(chain.from_iterable(vectors))) if vectors else None
-        if numbers is not None:
-            ends = np.cumsum(list(widths.values()))
-            columns = np.split(numbers.reshape(len(self.flat), -1), ends[:-1], axis=1)
-            self.vectors.update(zip(widths, columns, strict=True))
+        columns = pack(rows, list(widths.values()))
+        if columns is not None:
+            self.numbers.update(zip(widths, columns, strict=True))
 
-    def finite(self, field: str, width: int) -> Array:
-        """A field of `width` finite numbers, [n, width]."""
-        values = self._numbers(field, width)
-        self.refuse_where(~np.isfinite(values).all(axis=1), f"{field} must be finite, got", values)
+    def finite(self, field: str) -> Array:
+        """A field of finite numbers, [n, width]."""
+        values = self._numbers(field)
+        if not np.isfinite(values).all():
+            self.refuse_where(~np.isfinite(values).all(axis=1), f"{field} must be finite, got", values)
         return values
 
     def velocity(self) -> Array:
         """Velocity [n, 2]; NaN is how nuScenes marks an object seen once, so ground truth may hold it."""
-        velocity = self._numbers("velocity", 2)
+        velocity = self._numbers("velocity")
         bad = np.isinf(velocity) if self.kind is Kind.GROUND_TRUTH else ~np.isfinite(velocity)
-        self.refuse_where(bad.any(axis=1), "velocity must be finite, got", velocity)
+        if bad.any():
+            self.refuse_where(bad.any(axis=1), "velocity must be finite, got", velocity)
         return velocity
 
     def score(self) -> Array:
         """Confidence [n]."""
         if self.kind is Kind.GROUND_TRUTH:
             return np.zeros(len(self.flat))
-        score = self._numbers("detection_score", 0)
+        score = self._numbers("detection_score")
         self.refuse_where(~np.isfinite(score), "detection_score must be finite, got", score)
         # Recall that is never reached is marked by confidence 0, so nothing may rank below it.
         self.refuse_where(score < 0, "detection_score must be zero or more, got", score)
@@ -193,19 +238,21 @@ class _RecordReader:
 
     def num_pts(self) -> Indices:
         """Points per box [n]."""
-        counts = self._numbers("num_pts", 0)
+        counts = self._numbers("num_pts")
         whole = np.isfinite(counts) & (counts == np.floor(counts))
         self.refuse_where(~whole, "num_pts must be a whole number, got", counts)
         return counts.astype(np.int64)
 
     def ego_distance(self) -> Array:
         """Distance from the ego vehicle [n]."""
-        ego_xy_m = self.finite("ego_translation", 3)[:, :2]
-        distance_m: Array = np.sqrt(np.sum(ego_xy_m**2, axis=1))
+        x_m, y_m, _ = self.finite("ego_translation").T
+        distance_m: Array = np.sqrt(x_m**2 + y_m**2)
         return distance_m
 
     def refuse_fields(self, fields: list[str]) -> None:
         """Refuse optional fields that the first record lacks: a filter over half the records would mislead."""
+        if self.getter is not itemgetter:
+            return  # typed records hold no field that they do not declare
         for field in fields:
             for index, record in enumerate(self.flat):
                 if field in record:
@@ -223,25 +270,24 @@ class _RecordReader:
 
     def _values(self, field: str) -> list[Any]:
         try:
-            return list(map(itemgetter(field), self.flat))
+            return list(map(self.getter(field), self.flat))
         except KeyError:
             first = next(index for index, record in enumerate(self.flat) if field not in record)
             hint = ", but the first record has it; give it to all records or to none"
-            self.refuse(first, f"no {field}{hint if field in _OPTIONAL_FIELDS else ''}")
+            self.refuse(first, f"no {field}{hint if field in OPTIONAL_FIELDS else ''}")
 
-    def _numbers(self, field: str, width: int) -> Array:
-        """A field of `width` numbers as [n, width], or of one number as [n] where width is 0; null becomes NaN."""
-        if width and field not in self.vectors:
-            self.read_vectors({field: width})
-        if field in self.vectors:
-            return self.vectors[field]
+    def _numbers(self, field: str) -> Array:
+        """A field of numbers as [n, width], or of one number as [n]; null becomes NaN."""
+        if field in self.numbers:
+            return self.numbers[field]
         values = self._values(field)
+        width = WIDTHS.get(field, 0)
         shape = (len(values), width) if width else (len(values),)
-        numbers = None if width or not values else _as_numbers(values)
-        if numbers is not None:
-            return numbers
-        rows = [self._number_row(index, field, width, value) for index, value in enumerate(values)]
-        return np.array(rows, dtype=np.float64).reshape(shape)
+        numbers = _as_numbers(values, width) if values else None
+        if numbers is None:
+            rows = [self._number_row(index, field, width, value) for index, value in enumerate(values)]
+            numbers = np.array(rows, dtype=np.float64)
+        return numbers.reshape(shape)
 
     def _number_row(self, index: int, field: str, width: int, value: Any) -> list[float]:
         """One record's field as a list of numbers; the slow way, for data that do not form an array at once."""

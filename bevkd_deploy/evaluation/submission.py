@@ -3,11 +3,13 @@
 A file is `{"meta": {...}, "results": {sample_token: [record, ...]}}`. A record holds sample_token, translation (x, y, z
 of the centre, global frame, metres), size (w, l, h, metres), rotation (w, x, y, z), velocity (vx, vy, global frame,
 m/s), detection_name, attribute_name, for results detection_score, for ground truth optionally num_pts, and optionally
-ego_translation (centre minus position of the ego vehicle, along the axes of the global frame, metres).
+ego_translation (centre minus position of the ego vehicle, along the axes of the global frame, metres). Ground truth may
+hold `bike_racks` beside `results`: {sample_token: [{translation, size, rotation}]}, in which cycles do not count.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +20,11 @@ from numpy.typing import NDArray
 
 from bevkd_deploy.contracts.classes import attribute_for
 from bevkd_deploy.contracts.errors import DataError, NonFiniteError
-from bevkd_deploy.contracts.files import read_json, write_json
+from bevkd_deploy.contracts.files import read_json, write_text
 from bevkd_deploy.evaluation.box_table import Array
+from bevkd_deploy.evaluation.racks import Racks
 from bevkd_deploy.evaluation.records import Kind, Records, read_boxes
+from bevkd_deploy.evaluation.submission_files import results_of
 from bevkd_deploy.geometry.frames import matrix_to_quaternion, transform_points
 
 
@@ -89,7 +93,7 @@ def boxes_to_records(
 
 
 def load_submission(path: Path | str, *, ground_truth: bool = False) -> dict[str, list[dict[str, Any]]]:
-    """Read a submission file and check every record.
+    """Read a submission file as plain records and check each; `submission_files.py` reads a large one as columns.
 
     Args:
         path: the JSON file.
@@ -103,20 +107,20 @@ def load_submission(path: Path | str, *, ground_truth: bool = False) -> dict[str
         DataError: it is no submission, or a record is malformed; the message names sample token and record index.
     """
     kind = Kind.GROUND_TRUTH if ground_truth else Kind.RESULTS
-    content = read_json(path, kind.value)
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        raise DataError(
-            f"{kind.value} {path}: not a nuScenes submission; it needs "
-            '{"meta": {...}, "results": {sample_token: [record, ...]}}'
-        )
+    results = results_of(read_json(path, kind.value), kind, path)
     read_boxes(results, kind, origin=str(path))
     return results
 
 
-def write_submission(path: Path | str, results: Records, meta: Mapping[str, Any]) -> Path:
-    """Write a submission file that `load_submission` reads; unknown velocities become null."""
-    return write_json(path, nan_to_null({"meta": meta, "results": results}))
+def write_submission(
+    path: Path | str, results: Records, meta: Mapping[str, Any], *, bike_racks: Racks | None = None
+) -> Path:
+    """Write a submission file, with `bike_racks` if they are known; unknown velocities become null."""
+    content = {"meta": meta, "results": results}
+    if bike_racks is not None:
+        content["bike_racks"] = bike_racks
+    # One line: indentation doubles such a file, and takes ten times as long to write.
+    return write_text(path, json.dumps(nan_to_null(content), allow_nan=False) + "\n")
 
 
 def nan_to_null(value: Any) -> Any:

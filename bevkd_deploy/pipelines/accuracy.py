@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from bevkd_deploy.benchmark.result import Accuracy
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.data.events import DropLog
-from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.data.samples import GlobalBoxes, Sample
 from bevkd_deploy.data.sensor_files import load_sample
-from bevkd_deploy.evaluation.config import detection_cvpr_2019
-from bevkd_deploy.evaluation.metrics import evaluate
+from bevkd_deploy.evaluation.config import DetectionConfig
+from bevkd_deploy.evaluation.metrics import evaluate_records, summarize
 from bevkd_deploy.evaluation.submission import boxes_to_records, nan_to_null
 from bevkd_deploy.pipelines.progress import bar, reported_drops
 from bevkd_deploy.runtime.detections import Detections
@@ -52,22 +53,70 @@ def feeds_of(samples: Sequence[Sample], spec: GraphSpec, drops: DropLog) -> list
     return [preprocess(*sensors_of(sample, spec.cameras, drops), sample.calibration) for sample in samples]
 
 
-def ground_truth(samples: Sequence[Sample]) -> Records:
-    """Annotations in the submission format."""
-    return {
-        sample.token: boxes_to_records(
+@dataclass(frozen=True)
+class GroundTruth:
+    """What detections are scored against.
+
+    Attributes:
+        records: annotations in the submission format.
+        bike_racks: racks of each frame; None where the source does not tell.
+    """
+
+    records: Records
+    bike_racks: Records | None
+
+
+def ground_truth(samples: Sequence[Sample]) -> GroundTruth:
+    """Ground truth of some frames, exactly as annotated where the source has the annotations."""
+    racks = {sample.token: sample.bike_racks for sample in samples}
+    known = {token: _place_records(found) for token, found in racks.items() if found is not None}
+    return GroundTruth(
+        records={sample.token: _truth_records(sample) for sample in samples},
+        bike_racks=known if len(known) == len(racks) else None,
+    )
+
+
+def _truth_records(sample: Sample) -> list[dict[str, Any]]:
+    ego_translation_m = sample.ego2global[:3, 3]
+    if sample.annotations is None:
+        return boxes_to_records(
             sample.token,
             sample.boxes,
             None,
             sample.labels,
             CLASS_NAMES,
             sample.lidar2global,
-            sample.ego2global[:3, 3],
+            ego_translation_m,
             sample.num_points,
             attributes=sample.attributes,
         )
-        for sample in samples
-    }
+    columns = zip(
+        _place_records(sample.annotations),
+        sample.annotations.velocity_mps.tolist(),
+        (sample.annotations.translation_m - ego_translation_m).tolist(),
+        sample.labels.tolist(),
+        sample.attributes,
+        sample.num_points.tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "sample_token": sample.token,
+            **place,
+            "velocity": velocity,
+            "ego_translation": offset,
+            "detection_name": CLASS_NAMES[label],
+            "attribute_name": attribute,
+            "num_pts": points,
+        }
+        for place, velocity, offset, label, attribute, points in columns
+    ]
+
+
+def _place_records(boxes: GlobalBoxes) -> list[dict[str, Any]]:
+    """Position, size and rotation of boxes, as the tables hold them."""
+    columns = zip(boxes.translation_m.tolist(), boxes.size_m.tolist(), boxes.rotation_wxyz.tolist(), strict=True)
+    return [{"translation": center, "size": size, "rotation": rotation} for center, size, rotation in columns]
 
 
 def records_of(sample: Sample, detections: Detections) -> list[dict[str, Any]]:
@@ -118,21 +167,17 @@ def detect(
     return found
 
 
-def score(detections: Records, truth: Records) -> dict[str, Any]:
+def score(detections: Records, truth: GroundTruth) -> dict[str, Any]:
     """nuScenes metrics, JSON-ready.
 
     The devkit's summary over all ten classes, and under "present" the same over the classes that have ground truth
     after the official filters. On a full split both are equal; on a few frames an absent class would count as AP 0,
     however good the detections are.
     """
-    config = detection_cvpr_2019()
-    summary = evaluate(detections, truth, config)
-    present = _present_classes(truth, config.class_range)
-    ranges = {name: radius for name, radius in config.class_range.items() if name in present}
-    if len(ranges) < len(config.class_range) and ranges:
-        some = evaluate(detections, truth, dataclasses.replace(config, class_range=ranges))
-    else:
-        some = summary
+    evaluation = evaluate_records(detections, truth.records, bike_racks=truth.bike_racks)
+    summary = evaluation.summary
+    present = {name: curves for name, curves in evaluation.curves.items() if curves.truths}
+    some = summarize(present, _restricted(evaluation.config, present)) if present else summary
     summary["present"] = {"classes": sorted(present), "mean_ap": some["mean_ap"], "nd_score": some["nd_score"]}
     result: dict[str, Any] = nan_to_null(summary)
     return result
@@ -150,10 +195,7 @@ def accuracy_of(summary: dict[str, Any]) -> Accuracy:
     )
 
 
-def _present_classes(truth: Records, class_range: Any) -> set[str]:
-    return {
-        record["detection_name"]
-        for records in truth.values()
-        for record in records
-        if record["num_pts"] > 0 and np.hypot(*record["ego_translation"][:2]) < class_range[record["detection_name"]]
-    }
+def _restricted(config: DetectionConfig, names: Collection[str]) -> DetectionConfig:
+    """The same settings for some of the classes."""
+    ranges = {name: radius for name, radius in config.class_range.items() if name in names}
+    return dataclasses.replace(config, class_range=ranges)

@@ -117,7 +117,7 @@ def render_html(inputs: ReportInputs) -> str:
         "stages": tables.stages_table(view),
         "environment": tables.environment_table(view),
     }
-    return _template().render(
+    return page_template("report.html.j2").render(
         title=inputs.title,
         bench=view,
         verdict=tables.verdict(view),
@@ -138,7 +138,8 @@ def write_html(inputs: ReportInputs, path: Path | str) -> Path:
     return write_text(path, render_html(inputs))
 
 
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """A page of `templates`; whatever it is given is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -148,7 +149,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _cards(view: Bench) -> list[Card]:

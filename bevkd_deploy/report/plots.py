@@ -60,7 +60,7 @@ def latency_plot(bench: Bench, samples: Mapping[str, NDArray[np.float64]]) -> st
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("latency of one frame (ms)")
     axes.grid(True, axis="x", color=INK, alpha=0.12, linewidth=0.7)
-    return _svg(figure, "latency")
+    return svg_text(figure, "latency")
 
 
 def per_class_plot(bench: Bench) -> str | None:
@@ -82,7 +82,7 @@ def per_class_plot(bench: Bench) -> str | None:
     axes.set_xlabel("average precision")
     axes.grid(True, axis="x", color=INK, alpha=0.12, linewidth=0.7)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(shown), frameon=False, fontsize=FONT_SIZE)
-    return _svg(figure, "classes")
+    return svg_text(figure, "classes")
 
 
 def training_plot(curves: Sequence[Curves]) -> str | None:
@@ -104,7 +104,7 @@ def training_plot(curves: Sequence[Curves]) -> str | None:
         axes.grid(True, color=INK, alpha=0.12, linewidth=0.7)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=FONT_SIZE - 1)
     panels[0].set_ylabel("loss")
-    return _svg(figure, "training")
+    return svg_text(figure, "training")
 
 
 def _ap(row: Backend, class_name: str) -> float | None:
@@ -151,21 +151,22 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    figure, (axes,) = _make(1, (INCHES_WIDE, height))
+    figure, (axes,) = make_panels(1, (INCHES_WIDE, height))
     return figure, axes
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    return _make(count, (INCHES_WIDE, 2.9 * count))
+    return make_panels(count, (INCHES_WIDE, 2.9 * count))
 
 
-def _make(count: int, inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def make_panels(count: int, inches: tuple[float, float], columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of that size without a ground of its own, and its panels row by row, with plain axes."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasSVG(figure)
-    panels = [figure.add_subplot(count, 1, index + 1) for index in range(count)]
+    panels = [figure.add_subplot(-(-count // columns), columns, index + 1) for index in range(count)]
     figure.patch.set_alpha(0.0)
     for axes in panels:
         axes.patch.set_alpha(0.0)
@@ -178,7 +179,7 @@ def _make(count: int, inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg_text(figure: Figure, name: str) -> str:
     """SVG text with ids of its own, free of metadata, text as text, ink as the page's colour."""
     import matplotlib
 

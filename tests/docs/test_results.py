@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 from bevkd_deploy.benchmark.result import load_bench
@@ -44,3 +45,15 @@ def test_the_readme_quotes_the_measured_gain() -> None:
     figures += [result["gain_mAP"]["min"], result["gain_mAP"]["max"]]
     for figure in figures:
         assert f"{figure:.3f}" in text
+
+
+def test_the_evaluation_page_quotes_the_measured_speed() -> None:
+    folder = ROOT / "benchmarks" / "evaluation"
+    result = read_json(folder / "results.json", "result")
+    tables = runpy.run_path(str(folder / "table.py"))["tables"](result)
+    assert tables in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert result["environment"]["commit"] and result["environment"]["dirty"] is False
+    for row in result["against_devkit"].values():
+        assert row["times_faster"]["table"] >= 50 and row["times_faster"]["records"] >= 50
+    for row in result["whole_split"].values():
+        assert row["table"]["evaluation_s"] < 15 and row["table"]["peak_gib"] < 4

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.evaluation.config import DetectionConfig, detection_cvpr_2019
-from bevkd_deploy.evaluation.curves import TP_METRICS
-from bevkd_deploy.evaluation.metrics import evaluate_with_curves
+from bevkd_deploy.evaluation.metrics import evaluate_records
+from bevkd_deploy.evaluation.rankings import TP_METRICS
 
 if importlib.util.find_spec("nuscenes") is None:
     pytest.skip("nuscenes-devkit is not installed", allow_module_level=True)
@@ -77,7 +77,8 @@ def _assert_equal_to_devkit(
 ) -> dict[str, Any]:
     config = config or detection_cvpr_2019()
     expected, expected_curves = _devkit(results, ground_truth, config, filtered)
-    summary, curves = evaluate_with_curves(results, ground_truth, config)
+    scored = evaluate_records(results, ground_truth, config)
+    summary, curves = scored.summary, scored.curves
     assert set(summary) == set(expected) - {"eval_time"} | {"filters"}
     for key in set(summary) - {"filters"}:
         _assert_close(summary[key], expected[key], key)
@@ -165,7 +166,7 @@ def test_random_scenes(seed: int, filtered: bool) -> None:
                     record.pop("ego_translation")
                     record.pop("num_pts", None)
     summary = _assert_equal_to_devkit(results, ground_truth, filtered=filtered)
-    assert summary["filters"] == {"class_range": filtered, "num_pts": filtered}
+    assert summary["filters"] == {"class_range": filtered, "num_pts": filtered, "bike_racks": False}
     assert summary["mean_ap"] > 0.02
 
 
@@ -214,6 +215,43 @@ def _boxes(draw: st.DrawFn, predicted: bool) -> Records:
 @given(results=_boxes(predicted=True), ground_truth=_boxes(predicted=False))
 def test_crowded_grids(results: Records, ground_truth: Records) -> None:
     _assert_equal_to_devkit(results, ground_truth)
+
+
+@st.composite
+def _configs(draw: st.DrawFn) -> DetectionConfig:
+    distances = draw(st.lists(st.sampled_from([0.1, 0.3, 0.5, 1.0, 1.6, 4.0]), min_size=1, max_size=4, unique=True))
+    return DetectionConfig(
+        class_range=dict.fromkeys(CLASS_NAMES, draw(st.sampled_from([1.0, 2.4, 50.0]))),
+        dist_ths=tuple(distances),
+        dist_th_tp=draw(st.sampled_from(distances)),
+        min_recall=draw(st.sampled_from([0.0, 0.1, 0.5, 0.98])),
+        min_precision=draw(st.sampled_from([0.0, 0.1, 0.9])),
+        max_boxes_per_sample=500,
+        mean_ap_weight=draw(st.integers(0, 7)),
+    )
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(results=_boxes(predicted=True), ground_truth=_boxes(predicted=False), config=_configs())
+def test_crowded_grids_with_other_settings(results: Records, ground_truth: Records, config: DetectionConfig) -> None:
+    _assert_equal_to_devkit(results, ground_truth, config)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_crowds_of_equal_scores_and_places(seed: int) -> None:
+    """Dozens of detections within reach of dozens of objects: long chains of who takes what."""
+    rng = np.random.default_rng(seed)
+    sides: list[Records] = []
+    for predicted in (True, False):
+        records: Records = {"a": [], "b": []}
+        for _ in range(60):
+            token, name = rng.choice(["a", "b"]), str(rng.choice(["car", "barrier"]))
+            xy = tuple(float(value) / 2 for value in rng.integers(0, 9, 2))
+            score = float(rng.integers(0, 5)) / 4 if predicted else None
+            records[token].append(_record(str(token), name, xy, score, attribute_name="vehicle.moving"))
+        sides.append(records)
+    summary = _assert_equal_to_devkit(*sides)
+    assert summary["mean_ap"] > 0.03
 
 
 def _cars(*boxes: tuple[Any, ...], **fields: Any) -> Records:

@@ -69,3 +69,23 @@ def test_a_box_at_the_threshold_does_not_match(make_record: Any) -> None:
     predicted = read_boxes({"a": [make_record(xy=(0.3, 0.4))]}, Kind.RESULTS)
     truth = read_boxes({"a": [make_record()]}, Kind.GROUND_TRUTH)
     assert matching.match(predicted, truth, (0.5, 0.5000001)).truth == {0.5: [-1], 0.5000001: [0]}
+
+
+@pytest.mark.parametrize("origin_m", [0.0, 1e6, 1e12])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_partners_are_found_along_x_up_to_the_threshold(origin_m: float, side: int, make_record: Any) -> None:
+    """Partners are looked up by x among those of all samples; none may be lost at the end of the range."""
+    offset_m = 3.999 if origin_m < 1e12 else 3.75
+    records = {token: [make_record(token, (origin_m, index))] for index, token in enumerate("abc")}
+    shifted = {token: [make_record(token, (origin_m + side * offset_m, index))] for index, token in enumerate("abc")}
+    predicted, truth = read_boxes(shifted, Kind.RESULTS), read_boxes(records, Kind.GROUND_TRUTH)
+    found = matching.match(predicted, truth, (2.0, 4.0)).truth
+    assert (found[2.0] == -1).all() and (found[4.0] >= 0).all()
+
+
+def test_positions_that_overflow_are_matched_all_the_same(make_record: Any) -> None:
+    xs = (-1e308, 0.0, 1e308)
+    predicted = read_boxes({"a": [make_record("a", (x, 0.0)) for x in xs]}, Kind.RESULTS)
+    truth = read_boxes({"a": [make_record("a", (x, 0.0)) for x in xs]}, Kind.GROUND_TRUTH)
+    found = matching.match(predicted, truth, (2.0,))
+    assert found.order.tolist() == found.truth[2.0].tolist()

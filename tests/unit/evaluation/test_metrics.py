@@ -8,7 +8,7 @@ import pytest
 
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.evaluation.config import DetectionConfig, detection_cvpr_2019
-from bevkd_deploy.evaluation.metrics import evaluate, evaluate_with_curves
+from bevkd_deploy.evaluation.metrics import evaluate, evaluate_records
 
 
 def _one_class(name: str = "car") -> DetectionConfig:
@@ -33,7 +33,8 @@ def test_figures_computed_by_hand(make_record: Any) -> None:
             ),
         ]
     }
-    summary, curves = evaluate_with_curves(results, truth, _one_class())
+    scored = evaluate_records(results, truth, _one_class())
+    summary, curves = scored.summary, scored.curves
     # Precision is 1 below recall 0.5, 1/2 at 0.5, and rises to 2/3 at 1; recalls 0.11 to 1 count, less 0.1.
     area = 39 * 0.9 + sum(0.4 + (2 / 3 - 1 / 2) * step / 50 for step in range(51))
     assert summary["mean_ap"] == pytest.approx(area / 90 / 0.9, abs=1e-12)
@@ -94,7 +95,7 @@ def test_class_range_filters_only_if_both_sides_say_where_the_ego_vehicle_is(mak
     truth = [make_record(xy=(0, 0), **near), make_record(xy=(9, 0), **far)]
     found = [make_record(xy=(0, 0), **near)]
     both = evaluate({"a": found}, {"a": truth}, _one_class())
-    assert both["filters"] == {"class_range": True, "num_pts": False}
+    assert both["filters"] == {"class_range": True, "num_pts": False, "bike_racks": False}
     assert both["mean_ap"] == pytest.approx(1.0)
     without = [make_record(xy=(0, 0))]
     one = evaluate({"a": without}, {"a": truth}, _one_class())
@@ -107,7 +108,7 @@ def test_class_range_filters_only_if_both_sides_say_where_the_ego_vehicle_is(mak
 def test_ground_truth_without_points_is_dropped(make_record: Any) -> None:
     truth = [make_record(xy=(0, 0), num_pts=1), make_record(xy=(9, 0), num_pts=0)]
     summary = evaluate({"a": [make_record()]}, {"a": truth}, _one_class())
-    assert summary["filters"] == {"class_range": False, "num_pts": True}
+    assert summary["filters"] == {"class_range": False, "num_pts": True, "bike_racks": False}
     assert summary["mean_ap"] == pytest.approx(1.0)
 
 

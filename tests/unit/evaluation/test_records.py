@@ -38,8 +38,21 @@ def test_columns_hold_what_the_records_say(make_record: Any) -> None:
     assert CLASS_NAMES[row.label[0]] == "bicycle" and ATTRIBUTE_NAMES[row.attribute[0]] == "cycle.with_rider"
     assert row.num_pts is not None and row.num_pts.tolist() == [7]
     assert row.ego_distance_m is not None and row.ego_distance_m.tolist() == [5]
-    for kept, bicycles in (([True, True], 1), ([True, False], 0)):
-        assert len(table.of_class("bicycle", np.array(kept))) == bicycles
+
+
+def test_samples_can_be_taken_in_another_order(make_record: Any) -> None:
+    records = {
+        token: [make_record(token, (index, 0), num_pts=index) for index in range(count)]
+        for token, count in {"a": 2, "b": 0, "c": 3, "d": 1}.items()
+    }
+    table = read_boxes(records, Kind.RESULTS)
+    for tokens in (("c", "b", "a"), ("d",), (), ("a", "b", "c", "d")):
+        expected = read_boxes(records, Kind.RESULTS, tokens=tokens)
+        taken = table.of_samples(tokens)
+        for field in fields(taken):
+            np.testing.assert_array_equal(getattr(taken, field.name), getattr(expected, field.name), field.name)
+    with pytest.raises(KeyError):
+        table.of_samples(("e",))
 
 
 @pytest.mark.parametrize("unknown", [[NAN, NAN], [None, None]])
@@ -110,7 +123,7 @@ def test_chunks_change_nothing(make_record: Any, monkeypatch: pytest.MonkeyPatch
     }
     whole = read_boxes(records, Kind.RESULTS)
     assert whole.sample.tolist() == [0, 0, 2, 2, 2, 2, 2, 3]
-    monkeypatch.setattr(records_module, "_RECORDS_PER_CHUNK", 2)
+    monkeypatch.setattr(records_module, "RECORDS_PER_CHUNK", 2)
     parts = read_boxes(records, Kind.RESULTS)
     for field in fields(whole):
         np.testing.assert_array_equal(getattr(parts, field.name), getattr(whole, field.name))
