@@ -239,6 +239,23 @@ def test_categories_outside_detection_are_left_out(copied: Path, samples: list[S
     assert np.array_equal(kept.boxes, samples[0].boxes[samples[0].labels != car], equal_nan=True)
 
 
+def test_bike_racks_are_kept_apart(copied: Path, samples: list[Sample]) -> None:
+    def rename(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["name"] == "vehicle.car":
+                row["name"] = "static_object.bicycle_rack"
+            elif row["name"] == "static_object.bicycle_rack":
+                row["name"] = "animal"
+
+    edit(copied, "category", rename)
+    car = samples[0].labels == CLASS_NAMES.index("car")
+    kept = read(copied)[0]
+    assert samples[0].annotations is not None and kept.annotations is not None and kept.bike_racks is not None
+    assert 0 < len(kept.bike_racks) == car.sum() and len(kept.annotations) == len(kept.boxes) == (~car).sum()
+    np.testing.assert_array_equal(kept.bike_racks.translation_m, samples[0].annotations.translation_m[car])
+    np.testing.assert_array_equal(kept.bike_racks.size_m, samples[0].annotations.size_m[car])
+
+
 @pytest.mark.parametrize(
     ("table", "field", "into"),
     [

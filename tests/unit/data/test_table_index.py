@@ -200,6 +200,7 @@ def test_rows_are_those_of_json_whatever_the_blocks(tmp_path: Path, monkeypatch:
         (b'[{"token": "a"},', "expected a row"),
         (b'[{"token": "a"} {"token": "b"}]', "expected ',' or ']' after a row"),
         (b'[{"token": "a"}, 7]', "expected a row {...} at character 17"),
+        (b'[{"token": "a"}, 7, {"token": "b"}, {"token": "c"}]', "expected a row {...} at character 17"),
         (b'[{"token": "a"}] []', "more text after the list"),
         (b'[{"token": "a", "b": nope}]', "Expecting value: character 22"),
         (b'[{"token": "a", "b": "cut', "Unterminated string starting at: character 22"),
