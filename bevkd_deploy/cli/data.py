@@ -24,7 +24,8 @@ def synth(
     scenes: Annotated[int, typer.Option(min=1, help="Training scenes.")] = 12,
     val_scenes: Annotated[int, typer.Option(min=1, help="Validation scenes.")] = 4,
     seed: Annotated[int, typer.Option(help="The same seed writes the same files.")] = 0,
-    profile: Annotated[str, typer.Option(help="Size and difficulty of the world.")] = "quickstart",
+    profile: Annotated[str, typer.Option(help="quickstart, standard (nuScenes' sizes) or tiny.")] = "quickstart",
+    difficulty: Annotated[str, typer.Option(help="easy, normal or hard: occlusion, density, range, noise.")] = "normal",
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
     """Write a synthetic dataset in the layout of nuScenes: six cameras, LiDAR, tables and annotations.
@@ -42,6 +43,7 @@ def synth(
             val_scenes=val_scenes,
             seed=seed,
             profile=profile,
+            difficulty=difficulty,
             workers=workers,
             on_scene=lambda done, _: progress.update(done),
         )

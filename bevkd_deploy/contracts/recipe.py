@@ -27,7 +27,10 @@ BackendReference = Annotated[
 class SyntheticConfig(Section):
     """The synthetic world, written on first use into `data.root` in the nuScenes layout."""
 
-    profile: str = Field("quickstart", description="size and difficulty of the world")
+    profile: str = Field("quickstart", description="image size, LiDAR resolution and scene length")
+    difficulty: Literal["easy", "normal", "hard"] = Field(
+        "normal", description="occlusion, density, range and noise of the world"
+    )
     train_scenes: Positive = 12
     val_scenes: Positive = 4
     seed: int = 0

@@ -37,6 +37,7 @@ def prepare_data(recipe: Recipe, console: Console) -> Path:
             write_dataset(
                 root,
                 profile=settings.profile,
+                difficulty=settings.difficulty,
                 train_scenes=settings.train_scenes,
                 val_scenes=settings.val_scenes,
                 seed=settings.seed,
@@ -69,6 +70,7 @@ def _check_synthetic(root: Path, settings: SyntheticConfig) -> None:
     made = read_json(where, "dataset description")
     found = {
         "profile": made["profile"]["name"],
+        "difficulty": made["profile"].get("difficulty", {"name": "not recorded"})["name"],  # absent before generator 2
         "train_scenes": made["scenes"]["train"],
         "val_scenes": made["scenes"]["val"],
         "seed": made["seed"],

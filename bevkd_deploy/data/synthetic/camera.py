@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bevkd_deploy.data.synthetic.ground import Ground
+from bevkd_deploy.data.synthetic.ground import PIXEL_M, Ground
 from bevkd_deploy.data.synthetic.painter import order_footprints, order_parts
+from bevkd_deploy.data.synthetic.portable import (
+    cos_sin,
+    cos_sin_of,
+    dot,
+    exp,
+    extent,
+    invert_rigid,
+    length,
+    product,
+    transform,
+)
+from bevkd_deploy.data.synthetic.profiles import NORMAL, Difficulty
 from bevkd_deploy.data.synthetic.rig import Camera
 from bevkd_deploy.data.synthetic.world import Snapshot
-from bevkd_deploy.geometry.frames import invert
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -20,30 +32,53 @@ Image = NDArray[np.uint8]
 
 NEAR_M = 0.25
 _SHIFT = 4
-_NOISE_MEAN = 24
 _SHADOW_RGB = (46.0, 46.0, 50.0)
 _SHADOW_GROWTH_M = 0.12
-_HAZE_M = 180.0
+#: The noise of a picture is cut out of a larger one, this much larger.
+_NOISE_MARGIN_PX = 64
+#: The ground is looked up at every second pixel of every second row, with 1/32 of a ground pixel.
+_GROUND_STEP_PX, _REMAP_STEPS = 2, 32
+#: Ground farther than this is drawn as if it were here: beyond the ground's picture.
+_FAR_M = 1000.0
 
 
 @dataclass(frozen=True)
 class Weather:
-    """Light of one scene: unit vector to the sun (map frame), ambient share, haze and sky colours (RGB)."""
+    """Light and air of one scene.
+
+    Attributes:
+        sun: unit vector to the sun, map frame.
+        ambient: share of the light that comes from everywhere.
+        haze: colour of the air, RGB.
+        zenith: colour of the sky above, RGB.
+        haze_m: distance at which 63 % of a colour is lost in the haze.
+        exposure: gain of a picture, uniform between the two.
+        noise: standard deviation of pixel values, 0..255.
+    """
 
     sun: Array
     ambient: float
     haze: Array
     zenith: Array
+    haze_m: float
+    exposure: tuple[float, float]
+    noise: float
 
 
-def make_weather(rng: np.random.Generator) -> Weather:
-    """Sunny to overcast daylight."""
-    azimuth, elevation = rng.uniform(-np.pi, np.pi), np.radians(rng.uniform(25, 65))
-    sun = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
+def make_weather(rng: np.random.Generator, difficulty: Difficulty = NORMAL) -> Weather:
+    """Sunny to overcast daylight, or dusk."""
+    (azimuth_c, elevation_c), (azimuth_s, elevation_s) = cos_sin(
+        np.array([rng.uniform(-np.pi, np.pi), np.radians(rng.uniform(25, 65))])
+    )
+    sun = np.array([azimuth_c * elevation_c, azimuth_s * elevation_c, elevation_s])
     overcast = rng.random()
     haze = np.array([205.0, 212.0, 222.0]) * rng.uniform(0.85, 1.05)
     zenith = (1 - overcast) * np.array([92.0, 142.0, 212.0]) + overcast * np.array([176.0, 182.0, 190.0])
-    return Weather(sun, 0.5 + 0.2 * overcast, haze, zenith)
+    low, high = difficulty.exposure
+    dim = rng.uniform(0.25, 0.4)
+    if rng.random() < difficulty.dusk:
+        low, high = low * dim, high * dim
+    return Weather(sun, 0.5 + 0.2 * overcast, haze, zenith, difficulty.haze_m, (low, high), difficulty.image_noise)
 
 
 @dataclass(frozen=True)
@@ -61,57 +96,118 @@ class Polygons:
     owners: Index
 
 
+@dataclass(frozen=True)
+class _View:
+    """What one camera of a scene sees of an empty plane.
+
+    Attributes:
+        horizon_px: rows of the horizon at the left and the right border.
+        first_row: the first row that may show ground.
+        ground_m: x and y on the ground at every second pixel, ego frame, float32 [2, h, w].
+        sky: BGR of each row above `first_row`, [first_row, 3].
+    """
+
+    horizon_px: tuple[float, float]
+    first_row: int
+    ground_m: NDArray[np.float32]
+    sky: Array
+
+
 class CameraPainter:
-    """Paints snapshots of one scene."""
+    """Paints snapshots of one scene, seen by cameras that stay where they are on the vehicle."""
 
     def __init__(self, ground: Ground, weather: Weather, size_hw_px: tuple[int, int], rng: np.random.Generator) -> None:
         self._ground_picture = np.ascontiguousarray(ground.picture[..., ::-1])  # BGR, as cv2 encodes
         self._ground, self._weather = ground, weather
-        height, width = size_hw_px
-        noise = rng.normal(_NOISE_MEAN, 3.0, (height + 64, width + 64, 3))
-        self._noise = np.clip(np.round(noise), 0, 255).astype(np.uint8)
-        self._skies: dict[int, Image] = {}
+        self._brighter, self._darker = _noise(size_hw_px, weather.noise, rng)
+        self._views: dict[str, _View] = {}
 
     def picture(self, snapshot: Snapshot, camera: Camera, ego_pose: Array, rng: np.random.Generator) -> Image:
         """The camera's picture, BGR [H, W, 3]; `ego_pose` is x, y, yaw in the map frame."""
-        gain = rng.uniform(0.88, 1.1)
-        image = self._background(camera, ego_pose)
+        gain = float(rng.uniform(*self._weather.exposure))
+        image = self._background(camera, ego_pose, gain)
         polygons = visible_polygons(snapshot, camera, self._weather, float(ego_pose[2]))
-        colors = np.round(polygons.colors[:, ::-1]).tolist()
+        colors = np.round(np.minimum(polygons.colors[:, ::-1] * gain, 255.0)).tolist()
         for points, color in zip(polygons.points, colors, strict=True):
             cv2.fillConvexPoly(image, points, color, cv2.LINE_8, _SHIFT)
         height, width = camera.size_hw_px
-        top, left = (int(n) for n in rng.integers(0, 64, 2))
-        noise = self._noise[top : top + height, left : left + width]
-        return np.asarray(cv2.addWeighted(image, gain, noise, 1.0, -_NOISE_MEAN), dtype=np.uint8)
+        top, left = (int(n) for n in rng.integers(0, _NOISE_MARGIN_PX, 2))
+        cut = np.s_[top : top + height, left : left + width]
+        cv2.add(image, self._brighter[cut], dst=image)
+        cv2.subtract(image, self._darker[cut], dst=image)
+        return image
 
-    def _background(self, camera: Camera, ego_pose: Array) -> Image:
+    def _background(self, camera: Camera, ego_pose: Array, gain: float) -> Image:
+        if camera.name not in self._views:
+            self._views[camera.name] = _make_view(camera, self._weather)
+        view = self._views[camera.name]
         height, width = camera.size_hw_px
-        rows = _horizon_rows(camera)
-        first = int(np.clip(np.floor(min(rows)), 0, height))
+        first = view.first_row
         image = np.empty((height, width, 3), dtype=np.uint8)
-        if first not in self._skies:  # one horizon per camera
-            self._skies[first] = np.repeat(self._sky(first)[:, None], width, axis=1)
-        image[:first] = self._skies[first]
-        far = tuple(self._ground.far_color[::-1])
+        if first > 0:
+            sky = np.round(np.minimum(view.sky * gain, 255.0)).astype(np.uint8)[:, None]
+            cv2.resize(sky, (width, first), dst=image[:first], interpolation=cv2.INTER_NEAREST)
         if first < height:
-            lift = np.array([[1.0, 0, 0], [0, 1.0, first], [0, 0, 1.0]])
-            image2picture = self._ground.map2picture() @ _image2map(camera, ego_pose) @ lift
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            image[first:] = cv2.warpPerspective(
-                self._ground_picture, image2picture, (width, height - first), None, flags, cv2.BORDER_CONSTANT, far
-            )
-        left, right = rows
+            # Integers only: look-up at 1/32 pixel, then doubling by the resize that is exact by contract.
+            levels = np.round(np.minimum(np.arange(256) * gain, 255.0)).astype(np.uint8)
+            half = cv2.LUT(self._ground_seen(view, ego_pose), levels)
+            cv2.resize(half, (width, height - first), dst=image[first:], interpolation=cv2.INTER_LINEAR_EXACT)
+        left, right = view.horizon_px
         band = np.array([[0, first], [width, first], [width, right + 1.5], [0, left + 1.5]])
-        haze = [float(c) for c in self._weather.haze[::-1]]
+        haze = [min(255.0, round(float(c) * gain)) for c in self._weather.haze[::-1]]
         cv2.fillConvexPoly(image, np.round(band * 2**_SHIFT).astype(np.int32), haze, cv2.LINE_8, _SHIFT)
         return image
 
-    def _sky(self, rows: int) -> Image:
-        """Sky colours from the top row to the horizon, BGR [rows, 3]."""
-        share = np.linspace(0, 1, max(rows, 1))[:rows, None] ** 1.5
-        color = self._weather.zenith * (1 - share) + self._weather.haze * share
-        return np.round(np.clip(color, 0, 255)[:, ::-1]).astype(np.uint8)
+    def _ground_seen(self, view: _View, ego_pose: Array) -> Image:
+        """The ground at every second pixel below the horizon, BGR."""
+        cos, sin = (np.float32(n * _REMAP_STEPS / PIXEL_M) for n in cos_sin(ego_pose[2]))
+        shift = (ego_pose[:2] - self._ground.origin) * (_REMAP_STEPS / PIXEL_M)
+        x, y = view.ground_m
+        column = x * cos
+        column -= y * sin
+        column += np.float32(shift[0])
+        row = x * sin
+        row += y * cos
+        row += np.float32(shift[1])
+        columns, rows = column.astype(np.int32), row.astype(np.int32)
+        whole = np.empty((*columns.shape, 2), dtype=np.int16)
+        whole[..., 0], whole[..., 1] = columns >> 5, rows >> 5
+        part = ((rows & 31) << 5 | (columns & 31)).astype(np.uint16)
+        far = tuple(self._ground.far_color[::-1])
+        return np.asarray(
+            cv2.remap(self._ground_picture, whole, part, cv2.INTER_LINEAR, None, cv2.BORDER_CONSTANT, far),
+            dtype=np.uint8,
+        )
+
+
+def _noise(size_hw_px: tuple[int, int], sigma: float, rng: np.random.Generator) -> tuple[Image, Image]:
+    """Normal noise of a picture larger than the camera's, as what is added and what is taken away."""
+    quantiles = np.array([NormalDist().inv_cdf((n + 0.5) / 256) for n in range(256)])
+    levels = np.round(sigma * quantiles).astype(np.int64)
+    shape = (size_hw_px[0] + _NOISE_MARGIN_PX, size_hw_px[1] + _NOISE_MARGIN_PX, 3)
+    drawn = np.frombuffer(rng.bytes(shape[0] * shape[1] * 3), dtype=np.uint8).reshape(shape)
+    brighter, darker = (np.clip(sign * levels, 0, 255).astype(np.uint8) for sign in (1, -1))
+    return np.asarray(cv2.LUT(drawn, brighter), dtype=np.uint8), np.asarray(cv2.LUT(drawn, darker), dtype=np.uint8)
+
+
+def _make_view(camera: Camera, weather: Weather) -> _View:
+    height, width = camera.size_hw_px
+    rays = product(camera.cam2ego[:3, :3], _img2cam(camera))
+    up = rays[2]  # height of the pixel's ray, as a linear function of the pixel
+    horizon = float(-up[2] / up[1]), float(-(up[2] + up[0] * width) / up[1])
+    first = int(np.clip(np.floor(min(horizon)), 0, height))
+    first -= first % _GROUND_STEP_PX
+    # Centre of a 2x2 block: INTER_LINEAR_EXACT puts the result's pixels at +-1/4 around the source's.
+    columns = np.arange(0.5, width, _GROUND_STEP_PX)
+    rows = np.arange(first + 0.5, height, _GROUND_STEP_PX)[:, None]
+    x, y, z = (row[0] * columns + row[1] * rows + row[2] for row in rays)
+    reach = camera.cam2ego[2, 3] / np.maximum(-z, 1e-9)
+    reach = np.minimum(reach, _FAR_M / length(x, y))
+    ground = np.stack([camera.cam2ego[0, 3] + x * reach, camera.cam2ego[1, 3] + y * reach]).astype(np.float32)
+    share = np.arange(first)[:, None] / max(first - 1, 1)
+    share = share * np.sqrt(share)
+    sky = np.clip(weather.zenith * (1 - share) + weather.haze * share, 0, 255)[:, ::-1]
+    return _View(horizon, first, ground, sky)
 
 
 def owner_image(snapshot: Snapshot, camera: Camera, weather: Weather) -> NDArray[np.int32]:
@@ -128,13 +224,14 @@ def visible_polygons(snapshot: Snapshot, camera: Camera, weather: Weather, ego_y
     """Project, clip, shade and sort the faces and shadows that the camera can see."""
     eye = camera.cam2ego[:3, 3]
     in_view = _things_in_view(snapshot, camera)
-    toward = np.einsum("fc,fc->f", snapshot.face_normals, eye - snapshot.face_points[:, 0])
+    toward = dot(snapshot.face_normals, eye - snapshot.face_points[:, 0])
     faces = np.flatnonzero(in_view[snapshot.face_owner] & (toward > 1e-6))
     owners = snapshot.face_owner[faces]
     rank = np.zeros(len(snapshot.things), dtype=np.int64)
     rows = np.flatnonzero(in_view)
     rank[rows] = order_footprints(snapshot.boxes[rows][:, [0, 1, 3, 4, 6]], eye[:2])
-    part_rank = order_parts(snapshot.order_planes, _in_own_frames(eye, snapshot.boxes))
+    part_rank = np.zeros((len(snapshot.things), snapshot.order_planes.shape[1]), dtype=np.int64)
+    part_rank[rows] = order_parts(snapshot.order_planes[rows], _in_own_frames(eye, snapshot.boxes[rows]))
     order = np.lexsort((faces, part_rank[owners, snapshot.face_parts[faces]], rank[owners]))
     faces, owners = faces[order], owners[order]
 
@@ -148,19 +245,20 @@ def visible_polygons(snapshot: Snapshot, camera: Camera, weather: Weather, ego_y
 
 def _project(points: Array, sizes: Index, colors: Array, owners: Index, camera: Camera) -> Polygons:
     """Polygons [M, 8, 3] of the ego frame in pixels; those behind the camera or outside the image are left out."""
-    ego2cam = invert(camera.cam2ego)
-    cam = points @ ego2cam[:3, :3].T + ego2cam[:3, 3]
+    cam = transform(invert_rigid(camera.cam2ego), points)
     depth = cam[..., 2]
-    behind = depth < NEAR_M
     pixels = (cam[..., :2] / np.maximum(depth, NEAR_M)[..., None]) * camera.cam2img[[0, 1], [0, 1]]
     pixels += camera.cam2img[:2, 2]
     height, width = camera.size_hw_px
-    low, high = pixels.min(axis=1), pixels.max(axis=1)
-    inside = ((high > -1) & (low < [width, height])).all(axis=1) & ((high - low).max(axis=1) > 1.2)
-    crossing = behind.any(axis=1) & ~behind.all(axis=1)
-    keep = np.flatnonzero((inside & ~behind.any(axis=1)) | crossing)
-    fixed = np.round(pixels * 2**_SHIFT).astype(np.int32)
-    result = [fixed[index, : sizes[index]] for index in keep]
+    low, high = extent(pixels)
+    size = high - low
+    inside = (high[:, 0] > -1) & (high[:, 1] > -1) & (low[:, 0] < width) & (low[:, 1] < height)
+    inside &= (size[:, 0] > 1.2) | (size[:, 1] > 1.2)
+    nearest, farthest = extent(depth)
+    crossing = (nearest < NEAR_M) & (farthest >= NEAR_M)
+    keep = np.flatnonzero((inside & (nearest >= NEAR_M)) | crossing)
+    fixed = np.round(pixels[keep] * 2**_SHIFT).astype(np.int32)
+    result = [polygon[:size] for polygon, size in zip(fixed, sizes[keep].tolist(), strict=True)]
     for place in np.flatnonzero(crossing[keep]):
         index = keep[place]
         clipped = _clip_near(cam[index, : sizes[index]])
@@ -184,22 +282,21 @@ def _clip_near(polygon: Array) -> Array:
 def _things_in_view(snapshot: Snapshot, camera: Camera) -> NDArray[np.bool_]:
     """Whether the bounding sphere of each thing reaches into the camera's view."""
     boxes = snapshot.boxes
-    radius = np.linalg.norm(boxes[:, 3:6], axis=1) / 2 + 0.3
-    ego2cam = invert(camera.cam2ego)
-    center = boxes[:, :3] @ ego2cam[:3, :3].T + ego2cam[:3, 3]
+    radius = length(boxes[:, 3], boxes[:, 4], boxes[:, 5]) / 2 + 0.3
+    center = transform(invert_rigid(camera.cam2ego), boxes[:, :3])
     height, width = camera.size_hw_px
     left = camera.cam2img[0, 2] / camera.cam2img[0, 0]
     right = (width - camera.cam2img[0, 2]) / camera.cam2img[0, 0]
     visible: NDArray[np.bool_] = np.asarray(center[:, 2] > NEAR_M - radius)
     for tangent, sign in ((left, 1.0), (right, -1.0)):
-        visible &= (sign * center[:, 0] + tangent * center[:, 2]) / np.hypot(1.0, tangent) > -radius
+        visible &= (sign * center[:, 0] + tangent * center[:, 2]) / np.sqrt(1.0 + tangent * tangent) > -radius
     return visible
 
 
 def _in_own_frames(point: Array, boxes: Array) -> Array:
     """A point of the ego frame in the frame of each thing (origin on the ground), [N, 3]."""
     delta = point[:2] - boxes[:, :2]
-    cos, sin = np.cos(boxes[:, 6]), np.sin(boxes[:, 6])
+    cos, sin = cos_sin(boxes[:, 6])
     return np.stack(
         [delta[:, 0] * cos + delta[:, 1] * sin, delta[:, 1] * cos - delta[:, 0] * sin, np.full(len(boxes), point[2])],
         axis=1,
@@ -210,7 +307,7 @@ def _shadows(boxes: Array) -> Array:
     """A dark patch under each thing, [N, 8, 3]."""
     signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2
     local = signs * (boxes[:, None, 3:5] + 2 * _SHADOW_GROWTH_M)
-    cos, sin = np.cos(boxes[:, None, 6]), np.sin(boxes[:, None, 6])
+    cos, sin = cos_sin(boxes[:, None, 6])
     x = boxes[:, None, 0] + local[..., 0] * cos - local[..., 1] * sin
     y = boxes[:, None, 1] + local[..., 0] * sin + local[..., 1] * cos
     square = np.stack([x, y, np.zeros_like(x)], axis=-1)
@@ -219,35 +316,23 @@ def _shadows(boxes: Array) -> Array:
 
 def _shaded(snapshot: Snapshot, faces: Index, weather: Weather, ego_yaw_rad: float) -> Array:
     """Lambert's law with an ambient share, RGB [M, 3]."""
-    cos, sin = np.cos(ego_yaw_rad), np.sin(ego_yaw_rad)
+    cos, sin = cos_sin_of(ego_yaw_rad)
     east, north, up = weather.sun
     sun = np.array([cos * east + sin * north, cos * north - sin * east, up])
     normals = snapshot.face_normals[faces]
-    light = weather.ambient + (1.15 - weather.ambient) * np.maximum(normals @ sun, 0.0) + 0.08 * normals[:, 2]
+    light = weather.ambient + (1.15 - weather.ambient) * np.maximum(dot(normals, sun), 0.0) + 0.08 * normals[:, 2]
     result: Array = np.minimum(snapshot.face_colors[faces] * light[:, None], 255.0)
     return result
 
 
 def _hazy(colors: Array, points: Array, eye: Array, weather: Weather) -> Array:
-    distance = np.linalg.norm(points[:, 0] - eye, axis=1)
-    share = (1 - np.exp(-distance / _HAZE_M))[:, None]
+    x, y, z = (points[:, 0] - eye).T
+    share = (1 - exp(-length(x, y, z) / weather.haze_m))[:, None]
     result: Array = colors * (1 - share) + weather.haze * share
     return result
 
 
-def _image2map(camera: Camera, ego_pose: Array) -> Array:
-    """Homography from pixels to the map's ground plane (x, y, 1), [3, 3]."""
-    x, y, z = camera.cam2ego[:3, 3]
-    ground = np.array([[-z, 0, x], [0, -z, y], [0, 0, 1.0]])
-    image2ego = ground @ camera.cam2ego[:3, :3] @ np.linalg.inv(camera.cam2img)
-    cos, sin = np.cos(ego_pose[2]), np.sin(ego_pose[2])
-    ego2map = np.array([[cos, -sin, ego_pose[0]], [sin, cos, ego_pose[1]], [0, 0, 1.0]])
-    return ego2map @ image2ego
-
-
-def _horizon_rows(camera: Camera) -> tuple[float, float]:
-    """Rows of the horizon at the left and the right image border."""
-    up = camera.cam2ego[2, :3]  # the ego frame's z axis in the camera frame
-    line = up @ np.linalg.inv(camera.cam2img)
-    width = camera.size_hw_px[1]
-    return float(-line[2] / line[1]), float(-(line[2] + line[0] * width) / line[1])
+def _img2cam(camera: Camera) -> Array:
+    """Inverse of the intrinsics, [3, 3]."""
+    (fx, _, cx), (_, fy, cy), _ = camera.cam2img.tolist()
+    return np.array([[1 / fx, 0, -cx / fx], [0, 1 / fy, -cy / fy], [0, 0, 1.0]])

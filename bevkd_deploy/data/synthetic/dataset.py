@@ -25,16 +25,16 @@ from bevkd_deploy.data.synthetic.camera import CameraPainter, make_weather
 from bevkd_deploy.data.synthetic.ground import paint_ground
 from bevkd_deploy.data.synthetic.layout import make_layout
 from bevkd_deploy.data.synthetic.lidar import Lidar, Scan
+from bevkd_deploy.data.synthetic.portable import cos_sin, generators, transform, turn_z
 from bevkd_deploy.data.synthetic.profiles import KEYFRAME_RATE_HZ, Profile, get_profile
 from bevkd_deploy.data.synthetic.rig import make_rig
 from bevkd_deploy.data.synthetic.tables import VERSION, BoxRecord, SceneTables, Tables
 from bevkd_deploy.data.synthetic.world import Snapshot, World
-from bevkd_deploy.geometry.frames import transform_points, yaw_pose
 
 Array = NDArray[np.float64]
 
 #: Raised whenever the same parameters would give different files.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 JPEG_QUALITY = 90
 _EPOCH_US = 1_700_000_000_000_000
 _FOLDERS = ("samples", "sweeps")
@@ -56,6 +56,7 @@ def write_dataset(
     dest: Path,
     *,
     profile: str | Profile,
+    difficulty: str | None = None,
     train_scenes: int,
     val_scenes: int,
     seed: int,
@@ -68,12 +69,13 @@ def write_dataset(
     splits (nuscenes-devkit's evaluation, mmdet3d's converters) read the dataset as it is; `dataset.json` tells that it
     is synthetic.
 
-    The result depends on profile, scene counts and seed alone, not on `workers`. Everything is written into a folder
-    beside `dest` that is renamed at the end; `dataset.json` is written last.
+    The result depends on profile, difficulty, scene counts and seed alone, not on `workers` nor on the CPU. Everything
+    is written into a folder beside `dest` that is renamed at the end; `dataset.json` is written last.
 
     Args:
         dest: dataset folder; must not exist, or be empty.
         profile: name of a profile, or a profile.
+        difficulty: easy, normal or hard; None: the profile's own.
         train_scenes: scenes in the train split.
         val_scenes: scenes in the val split.
         seed: world seed.
@@ -84,10 +86,10 @@ def write_dataset(
         `dest`.
 
     Raises:
-        UsageError: unknown profile, or a number out of range.
+        UsageError: unknown profile or difficulty, or a number out of range.
         DataError: `dest` holds something already.
     """
-    chosen = get_profile(profile)
+    chosen = get_profile(profile, difficulty)
     for name, value, least, most in (
         ("train_scenes", train_scenes, 1, len(official_scenes("train"))),
         ("val_scenes", val_scenes, 0, len(official_scenes("val"))),
@@ -178,14 +180,14 @@ class _SceneWriter:
     def __init__(self, job: SceneJob) -> None:
         self._job = job
         profile = job.profile
-        streams = np.random.SeedSequence([job.seed, job.index, job.split == "val"]).spawn(3)
-        world_rng, self._rng, noise_rng = (np.random.default_rng(stream) for stream in streams)
+        world_rng, self._rng, noise_rng = generators([job.seed, job.index, job.split == "val"], 3)
         self._layout = make_layout(profile, world_rng)
-        self._world = World(self._layout, profile.object_range_m)
+        self._world = World(self._layout, profile.reach_m)
         self._rig = make_rig(profile, world_rng)
         self._ground = paint_ground(self._layout, world_rng)
-        self._painter = CameraPainter(self._ground, make_weather(world_rng), profile.image_hw_px, noise_rng)
-        self._lidar = Lidar(profile)
+        weather = make_weather(world_rng, profile.difficulty)
+        self._painter = CameraPainter(self._ground, weather, profile.image_hw_px, noise_rng)
+        self._lidar = Lidar(profile, self._rig.lidar2ego)
         self._map2global = np.array([*world_rng.uniform(400, 1600, 2), 0.0])
         self._start_us = _EPOCH_US + job.index * 100_000_000
         self._log = f"{nuscenes_tables.VEHICLE}-{job.seed}-{job.index:04d}"
@@ -211,18 +213,19 @@ class _SceneWriter:
 
     def _ego2global(self, index: int) -> Array:
         x, y, yaw = self._layout.ego[index]
-        return yaw_pose(float(yaw), self._map2global + [x, y, 0.0])
-
-    def _scan(self, index: int, snapshot: Snapshot) -> Scan:
-        return self._lidar.scan(snapshot, self._ground, self._rig.lidar2ego, self._layout.ego[index], self._rng)
+        matrix = np.eye(4)
+        matrix[:3, :3] = turn_z(float(yaw))
+        matrix[:3, 3] = self._map2global + [x, y, 0.0]
+        return matrix
 
     def _sweep(self, index: int, sample: str) -> None:
-        scan = self._scan(index, self._world.snapshot(index))
+        snapshot = self._world.snapshot(index, faces=False)
+        scan = self._lidar.scan(snapshot, self._ground, self._layout.ego[index], self._rng, possible=False)
         self._save_points("sweeps", index, scan, sample)
 
     def _keyframe(self, index: int, sample: str) -> None:
         snapshot = self._world.snapshot(index)
-        scan = self._scan(index, snapshot)
+        scan = self._lidar.scan(snapshot, self._ground, self._layout.ego[index], self._rng)
         self._save_points("samples", index, scan, sample)
         for camera in self._rig.cameras:
             image = self._painter.picture(snapshot, camera, self._layout.ego[index], self._rng)
@@ -248,9 +251,9 @@ class _SceneWriter:
         return f"{kind}/{channel}/{self._log}__{channel}__{self._time_us(index)}.{suffix}"
 
     def _annotate(self, index: int, sample: str, snapshot: Snapshot, scan: Scan) -> None:
-        points_ego = transform_points(self._rig.lidar2ego, scan.points[:, :3].astype(np.float64))
+        points_ego = transform(self._rig.lidar2ego, scan.points[:, :3].astype(np.float64))
         counts = count_points(points_ego, snapshot.boxes)
-        ego2global = self._ego2global(index)
+        centers = transform(self._ego2global(index), snapshot.boxes[:, :3])
         for row in np.flatnonzero(snapshot.annotated):
             thing = self._layout.things[snapshot.things[row]]
             self._tables.add_box(
@@ -259,7 +262,7 @@ class _SceneWriter:
                     key=int(snapshot.things[row]),
                     category=thing.category,
                     attribute=thing.attribute,
-                    center=transform_points(ego2global, snapshot.boxes[row, :3]),
+                    center=centers[row],
                     size=thing.size,
                     yaw_rad=float(thing.poses[index, 2]),
                     num_points=int(counts[row]),
@@ -271,13 +274,21 @@ class _SceneWriter:
 def count_points(points: Array, boxes: Array) -> NDArray[np.int64]:
     """Points [P, 3] inside each upright box [N, 7] (x, y, z centre, l, w, h, yaw), same frame, [N]."""
     counts = np.zeros(len(boxes), dtype=np.int64)
-    for row, (x, y, z, length, width, height, yaw) in enumerate(boxes):
-        reach = np.hypot(length, width) / 2
-        near = np.flatnonzero((np.abs(points[:, 0] - x) <= reach) & (np.abs(points[:, 1] - y) <= reach))
-        dx, dy = points[near, 0] - x, points[near, 1] - y
-        along, across = dx * np.cos(yaw) + dy * np.sin(yaw), dy * np.cos(yaw) - dx * np.sin(yaw)
-        up = points[near, 2] - z
+    if not len(boxes):
+        return counts
+    bottom = (boxes[:, 2] - boxes[:, 5] / 2).min() - 1e-6  # most points are ground below every box
+    points = points[points[:, 2] > bottom]
+    order = np.argsort(points[:, 0], kind="stable")
+    x_sorted, y_sorted, z_sorted = (points[order, axis] for axis in range(3))
+    length_m, width_m, height_m = boxes[:, 3:6].T / 2
+    reach = length_m + width_m
+    cosines, sines = cos_sin(boxes[:, 6])
+    starts, stops = (np.searchsorted(x_sorted, boxes[:, 0] + sign * reach) for sign in (-1, 1))
+    for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        near = start + np.flatnonzero(np.abs(y_sorted[start:stop] - boxes[row, 1]) <= reach[row])
+        dx, dy, up = x_sorted[near] - boxes[row, 0], y_sorted[near] - boxes[row, 1], z_sorted[near] - boxes[row, 2]
+        along, across = dx * cosines[row] + dy * sines[row], dy * cosines[row] - dx * sines[row]
         counts[row] = np.count_nonzero(
-            (np.abs(along) <= length / 2) & (np.abs(across) <= width / 2) & (np.abs(up) <= height / 2)
+            (np.abs(along) <= length_m[row]) & (np.abs(across) <= width_m[row]) & (np.abs(up) <= height_m[row])
         )
     return counts

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bevkd_deploy.data.synthetic import street as roads
 from bevkd_deploy.data.synthetic.layout import Layout
+from bevkd_deploy.data.synthetic.portable import cos_sin
 
 Array = NDArray[np.float64]
 
@@ -33,30 +34,25 @@ class Ground:
 
     Attributes:
         picture: RGB, [H, W, 3] uint8; column along map x, row along map y.
-        shine: LiDAR reflectivity 0..1, [H, W] float32.
         origin: map x, y of the centre of pixel (0, 0), metres.
         far_color: RGB of the ground beyond the picture.
     """
 
     picture: NDArray[np.uint8]
-    shine: NDArray[np.float32]
     origin: tuple[float, float]
     far_color: tuple[int, int, int]
 
-    def map2picture(self) -> Array:
-        """Homography from map metres (x, y, 1) to picture pixels, [3, 3]."""
-        x, y = self.origin
-        return np.array([[1 / PIXEL_M, 0, -x / PIXEL_M], [0, 1 / PIXEL_M, -y / PIXEL_M], [0, 0, 1.0]])
-
     def reflectivity(self, points_ego: Array, ego_pose: Array) -> Array:
-        """LiDAR reflectivity at ground points [N, 2] of the ego frame at pose (x, y, yaw)."""
-        cos, sin = np.cos(ego_pose[2]), np.sin(ego_pose[2])
-        points = points_ego @ np.array([[cos, sin], [-sin, cos]]) + ego_pose[:2]
-        pixels = np.round((points - self.origin) / PIXEL_M).astype(np.int64)
-        height, width = self.shine.shape
-        result: Array = self.shine[np.clip(pixels[:, 1], 0, height - 1), np.clip(pixels[:, 0], 0, width - 1)].astype(
-            np.float64
-        )
+        """LiDAR reflectivity 0..0.9 at ground points [N, 2] of the ego frame at pose (x, y, yaw): bright is shiny."""
+        cos, sin = cos_sin(ego_pose[2])
+        x, y = points_ego[:, 0], points_ego[:, 1]
+        shift_x, shift_y = ego_pose[0] - self.origin[0], ego_pose[1] - self.origin[1]
+        column = np.round((cos * x - sin * y + shift_x) / PIXEL_M).astype(np.int64)
+        row = np.round((sin * x + cos * y + shift_y) / PIXEL_M).astype(np.int64)
+        height, width = self.picture.shape[:2]
+        colors = self.picture[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)].astype(np.int64)
+        share = (colors[:, 0] + colors[:, 1] + colors[:, 2]) / 765.0
+        result: Array = 0.9 * (share * share)
         return result
 
 
@@ -69,13 +65,21 @@ def paint_ground(layout: Layout, rng: np.random.Generator) -> Ground:
     painter = _Painter(picture, layout, (float(low[0]), float(low[1])))
     _paint_surfaces(painter)
     _paint_marks(painter)
-    grain = rng.normal(0, 7, (256, 256)) + cv2.resize(
-        rng.normal(0, 9, (32, 32)), (256, 256), interpolation=cv2.INTER_CUBIC
-    )
-    tiled = np.tile(np.round(grain).astype(np.int16), (height // 256 + 1, width // 256 + 1))[:height, :width]
-    textured = cv2.add(picture, np.repeat(tiled[..., None], 3, axis=2), dtype=cv2.CV_8U)
-    shine = (textured.mean(axis=2) / 255.0).astype(np.float32) ** 2 * 0.9
-    return Ground(np.asarray(textured, dtype=np.uint8), shine, painter.origin, _GRASS)
+    tiled = np.tile(_grain(rng), (height // 256 + 1, width // 256 + 1, 1))[:height, :width]
+    textured = cv2.add(picture, tiled, dtype=cv2.CV_8U)
+    return Ground(np.asarray(textured, dtype=np.uint8), painter.origin, _GRASS)
+
+
+def _grain(rng: np.random.Generator) -> NDArray[np.int16]:
+    """Fine and coarse brightness changes of the ground, [256, 256, 3]."""
+    coarse = rng.normal(0, 9, (32, 32))
+    place = np.arange(256) / 8.0
+    low = place.astype(np.int64)
+    high, share = (low + 1) % 32, place - low
+    coarse = coarse[low] * (1 - share)[:, None] + coarse[high] * share[:, None]
+    coarse = coarse[:, low] * (1 - share) + coarse[:, high] * share
+    grain = np.round(rng.normal(0, 7, (256, 256)) + coarse).astype(np.int16)
+    return np.repeat(grain[..., None], 3, axis=2)
 
 
 class _Painter:

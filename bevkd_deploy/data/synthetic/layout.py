@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 
 from bevkd_deploy.data.synthetic import street as roads
 from bevkd_deploy.data.synthetic.objects import RIDER_HEIGHT_M, build_shape, sample_size
+from bevkd_deploy.data.synthetic.portable import cos_sin, length
 from bevkd_deploy.data.synthetic.profiles import KEYFRAME_RATE_HZ, Profile
-from bevkd_deploy.data.synthetic.scenery import building, tree
+from bevkd_deploy.data.synthetic.scenery import building, furniture, tree
 from bevkd_deploy.data.synthetic.shapes import Shape
 from bevkd_deploy.data.synthetic.street import Street
 
@@ -71,22 +73,31 @@ class _Role:
 class _Crowd:
     """Footprints already taken, to refuse what would overlap at any keyframe."""
 
-    poses: list[Array] = field(default_factory=list)
-    halves: list[tuple[float, float]] = field(default_factory=list)
+    times: int
+    count: int = 0
+    _poses: Array = field(init=False)
+    _halves: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._poses, self._halves = np.empty((64, self.times, 3)), np.empty((64, 2))
 
     def claim(self, poses: Array, half: tuple[float, float]) -> bool:
         """Take the footprint along `poses` [T, 3] unless it overlaps another; whether it was taken."""
-        if self.poses and self._overlaps(poses, half):
+        if self._overlaps(poses, half):
             return False
-        self.poses.append(poses)
-        self.halves.append(half)
+        if self.count == len(self._halves):
+            self._poses = np.concatenate([self._poses, np.empty_like(self._poses)])
+            self._halves = np.concatenate([self._halves, np.empty_like(self._halves)])
+        self._poses[self.count], self._halves[self.count] = poses, half
+        self.count += 1
         return True
 
     def _overlaps(self, poses: Array, half: tuple[float, float]) -> bool:
-        others, halves = np.stack(self.poses), np.array(self.halves)
-        reach = np.hypot(*half) + np.hypot(halves[:, 0], halves[:, 1]) + _CLEARANCE_M
-        delta = others[..., :2] - poses[:, :2]
-        who, when = np.nonzero((delta**2).sum(axis=-1) < reach[:, None] ** 2)
+        others, halves = self._poses[: self.count], self._halves[: self.count]
+        radius = math.sqrt(half[0] * half[0] + half[1] * half[1])
+        reach = radius + length(halves[:, 0], halves[:, 1]) + _CLEARANCE_M
+        x, y = others[..., 0] - poses[:, 0], others[..., 1] - poses[:, 1]
+        who, when = np.nonzero(x * x + y * y < (reach * reach)[:, None])
         if not len(who):
             return False
         grown = np.array(half) + _CLEARANCE_M
@@ -97,16 +108,13 @@ class _Crowd:
 
 def overlapping(a: Array, half_a: Array, b: Array, half_b: Array) -> NDArray[np.bool_]:
     """Whether rectangles overlap, pair by pair: poses [N, 3] (x, y, yaw) and half sizes [N, 2] (length, width)."""
-    delta = b[:, :2] - a[:, :2]
+    x, y = b[:, 0] - a[:, 0], b[:, 1] - a[:, 1]
+    (cos_a, sin_a), (cos_b, sin_b) = cos_sin(a[:, 2]), cos_sin(b[:, 2])
+    along, across = np.abs(cos_a * cos_b + sin_a * sin_b), np.abs(sin_a * cos_b - cos_a * sin_b)
     result = np.ones(len(a), dtype=bool)
-    for yaw in (a[:, 2], b[:, 2]):
-        for turn in (0.0, np.pi / 2):
-            axis = np.stack([np.cos(yaw + turn), np.sin(yaw + turn)], axis=1)
-            gap = np.abs((delta * axis).sum(axis=1))
-            for pose, half in ((a, half_a), (b, half_b)):
-                along = np.cos(pose[:, 2] - yaw - turn), np.sin(pose[:, 2] - yaw - turn)
-                gap = gap - half[:, 0] * np.abs(along[0]) - half[:, 1] * np.abs(along[1])
-            result &= gap < 0
+    for cos, sin, own, other in ((cos_a, sin_a, half_a, half_b), (cos_b, sin_b, half_b, half_a)):
+        result &= np.abs(x * cos + y * sin) < own[:, 0] + other[:, 0] * along + other[:, 1] * across
+        result &= np.abs(y * cos - x * sin) < own[:, 1] + other[:, 0] * across + other[:, 1] * along
     return result
 
 
@@ -116,13 +124,14 @@ def make_layout(profile: Profile, rng: np.random.Generator) -> Layout:
     count = (profile.keyframes - 1) * per_keyframe + 1
     times = np.arange(count) / (KEYFRAME_RATE_HZ * per_keyframe)
     speed, wave = rng.uniform(3.0, 7.5), rng.uniform(0.3, 0.6)
-    ego_s = speed * times + rng.uniform(0, 1.0) * (1 - np.cos(wave * times)) / wave
+    ego_s = speed * times + rng.uniform(0, 1.0) * (1 - cos_sin(wave * times)[0]) / wave
     street = roads.make_street((-320.0, float(ego_s[-1]) + 320.0), rng)
     ego = street.pose(ego_s, np.full(count, roads.EGO_LANE_M))
     filler = _Filler(profile, street, times, ego_s, rng)
     center = ego.copy()
-    center[:, 0] += EGO_CENTER_M * np.cos(ego[:, 2])
-    center[:, 1] += EGO_CENTER_M * np.sin(ego[:, 2])
+    cos, sin = cos_sin(ego[:, 2])
+    center[:, 0] += EGO_CENTER_M * cos
+    center[:, 1] += EGO_CENTER_M * sin
     filler.crowd.claim(center[:: filler.stride], EGO_HALF_M)
     filler.fill()
     return Layout(street, times, ego, ego_s, filler.things)
@@ -134,8 +143,9 @@ class _Filler:
     def __init__(self, profile: Profile, street: Street, times: Array, ego_s: Array, rng: np.random.Generator) -> None:
         self.street, self.times, self.ego_s, self.rng = street, times, ego_s, rng
         self.stride = 1 + profile.sweeps_between
-        self.range_m = profile.object_range_m
-        self.crowd = _Crowd()
+        self.range_m = profile.reach_m
+        self.difficulty = profile.difficulty
+        self.crowd = _Crowd(len(times[:: self.stride]))
         self.things: list[Thing] = []
         self.ends = (float(ego_s[0]) - self.range_m, float(ego_s[-1]) + self.range_m)
 
@@ -148,6 +158,7 @@ class _Filler:
             self._lane(lane)
         for side in (-1, 1):
             self._parking(side)
+            self._furniture(side)
             self._sidewalk(side)
             self._cross_street(side)
 
@@ -200,7 +211,7 @@ class _Filler:
             if name == "trailer":  # pulled by a truck ahead of it
                 self._put("truck", s + direction * 9.6, lane + offset, heading + jitter, role)
             self._put(name, s, lane + offset, heading + jitter, role)
-            s += rng.uniform(14.0, 26.0) + (8.0 if name == "trailer" else 0.0)
+            s += rng.uniform(*self.difficulty.traffic_gap_m) + (8.0 if name == "trailer" else 0.0)
 
     def _parking(self, side: int) -> None:
         rng = self.rng
@@ -217,7 +228,7 @@ class _Filler:
                 yaw = rng.normal(0, 0.03) + (np.pi if (side > 0) != (rng.random() < 0.12) else 0.0)
                 yaw += rng.uniform(-1.3, 1.3) if small else 0.0
                 self._put(name, s, side * (roads.PARKING_M + rng.normal(0, 0.1)), yaw, _Role("parked"))
-            s += long / 2 + rng.uniform(0.6, 9.0)
+            s += long / 2 + rng.uniform(*self.difficulty.parked_gap_m)
 
     def _work_zones(self, side: int) -> None:
         """Barrier rows, cones, construction vehicles and workers where cars would park."""
@@ -251,11 +262,28 @@ class _Filler:
                 )
             s += length + rng.uniform(45.0, 75.0)
 
+    def _furniture(self, side: int) -> None:
+        """What stands about with the size of a cone, a barrier, a pedestrian or a car, and is none."""
+        rng = self.rng
+        deck = self._deck({"bollard": 2, "planter": 2, "bush": 3, "cabinet": 2, "skip": 1})
+        s = self.ends[0]
+        while s < self.ends[1]:
+            s += rng.uniform(*self.difficulty.furniture_gap_m)
+            kind = next(deck)
+            d = rng.uniform(roads.ROAD_EDGE_M + 0.5, roads.SIDEWALK_EDGE_M - 0.5)
+            if kind == "skip":
+                d = roads.PARKING_M
+            along_street = kind in ("planter", "cabinet")
+            for k in range(int(rng.integers(2, 5)) if kind == "bollard" else 1):
+                shape, size = furniture(kind, rng)
+                yaw = rng.normal(0, 0.04) + (np.pi / 2 if along_street else 0.0)
+                self._scenery(shape, size, s + 1.5 * k, side * d, yaw)
+
     def _sidewalk(self, side: int) -> None:
         rng = self.rng
         s = self.ends[0] - 10.0
         while s < self.ends[1] + 10.0:
-            s += rng.uniform(3.5, 12.0)
+            s += rng.uniform(*self.difficulty.walker_gap_m)
             d = side * rng.uniform(roads.ROAD_EDGE_M + 0.8, roads.SIDEWALK_EDGE_M - 0.8)
             draw = rng.random()
             if draw < 0.68:
@@ -329,8 +357,9 @@ class _Filler:
             for k in range(-1, 2):
                 self._put("barrier", middle + 2.8 * k, side * 16.0, np.pi / 2 + rng.normal(0, 0.04), _Role())
 
-    def _scenery(self, shape: Shape, size: tuple[float, float, float], s: float, d: float) -> None:
+    def _scenery(self, shape: Shape, size: tuple[float, float, float], s: float, d: float, yaw: float = 0.0) -> None:
         poses = self.street.pose(np.full(len(self.times), s), np.full(len(self.times), d))
+        poses[:, 2] += yaw
         if self.crowd.claim(poses[:: self.stride], (size[0] / 2, size[1] / 2)):
             self.things.append(Thing("", "", size, shape, poses, ""))
 

@@ -8,19 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevkd_deploy.data.synthetic.ground import Ground
+from bevkd_deploy.data.synthetic.portable import cos_sin, dot, exp, extent, invert_rigid, length, rotate, transform
 from bevkd_deploy.data.synthetic.profiles import Profile
 from bevkd_deploy.data.synthetic.world import Snapshot
-from bevkd_deploy.geometry.frames import invert, transform_points
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 BEAM_ELEVATIONS_RAD = np.radians(np.linspace(-30.67, 10.67, 32))
-RANGE_NOISE_M = 0.015
-GROUND_NOISE_M = 0.006
+#: Range noise on the ground against that on objects: flat returns are averaged over a larger footprint.
+GROUND_NOISE = 0.4
+#: What is lost in addition of dark surfaces at the end of the range.
+DARK_LOSS = 0.15
 #: No return from closer than this.
 BLIND_M = 1.0
 GROUND = -1
+
+#: Share of a column, and radians of elevation, by which a part's window is widened.
+_WINDOW = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,130 +46,173 @@ class Scan:
 
 
 class Lidar:
-    """The ray table of one profile."""
+    """The ray table of one profile on one vehicle."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, lidar2ego: Array) -> None:
         self._range_m = profile.lidar_range_m
         self._columns = profile.azimuth_steps
-        self._azimuth = (np.arange(self._columns) + 0.5) * (2 * np.pi / self._columns) - np.pi
-        elevation, azimuth = np.meshgrid(BEAM_ELEVATIONS_RAD, self._azimuth)  # [columns, beams]
-        self._directions = np.stack(
-            [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], axis=-1
-        ).reshape(-1, 3)
+        self._difficulty = profile.difficulty
+        azimuth = (np.arange(self._columns) + 0.5) * (2 * np.pi / self._columns) - np.pi
+        (cos_e, sin_e), (cos_a, sin_a) = cos_sin(BEAM_ELEVATIONS_RAD), cos_sin(azimuth[:, None])  # [columns, beams]
+        self._directions = np.stack([cos_e * cos_a, cos_e * sin_a, np.broadcast_to(sin_e, (len(azimuth), 32))], axis=-1)
+        self._directions = self._directions.reshape(-1, 3)
         self._ring = np.tile(np.arange(len(BEAM_ELEVATIONS_RAD)), self._columns)
+        self._origin = lidar2ego[:3, 3]
+        self._ego2lidar = invert_rigid(lidar2ego)
+        self._rays = np.ascontiguousarray(rotate(lidar2ego[:3, :3], self._directions).T)  # ego frame, [3, rays]
+        self._ground_m = self._ground_distance()
 
     def scan(
-        self, snapshot: Snapshot, ground: Ground, lidar2ego: Array, ego_pose: Array, rng: np.random.Generator
+        self, snapshot: Snapshot, ground: Ground, ego_pose: Array, rng: np.random.Generator, *, possible: bool = True
     ) -> Scan:
-        """Sense the snapshot; `ego_pose` is x, y, yaw in the map frame (for the ground's reflectivity)."""
-        ego2lidar = invert(lidar2ego)
-        part, ray = self._candidates(snapshot.part_points, ego2lidar)
-        planes = _planes_in(snapshot.part_planes, ego2lidar)
-        distance, incidence = _intersect(planes, self._directions, part, ray)
-        hit = np.isfinite(distance)
-        part, ray, distance, incidence = part[hit], ray[hit], distance[hit], incidence[hit]
-        owner = snapshot.part_owner[part]
-        things = len(snapshot.things)
-        rays = len(self._directions)
-        possible = np.bincount(np.unique(owner * rays + ray) // rays, minlength=things)
+        """Sense the snapshot.
 
-        nearest = self._ground_distance(lidar2ego)
-        on_ground = nearest.copy()
+        Args:
+            snapshot: the world around the vehicle.
+            ground: for the ground's reflectivity.
+            ego_pose: x, y, yaw in the map frame.
+            rng: noise and drop-out.
+            possible: False leaves `Scan.possible` at zero, which only annotations need.
+        """
+        pairs = self._candidates(snapshot)
+        distance, incidence = _intersect(snapshot.part_planes, self._origin, self._rays, pairs)
+        hit = np.flatnonzero(np.isfinite(distance))
+        ray, distance, incidence = pairs.ray[hit], distance[hit], incidence[hit]
+        part = np.repeat(pairs.parts, pairs.counts)[hit]
+        owner = snapshot.part_owner[part]
+        things, rays = len(snapshot.things), len(self._ring)
+        reached = np.zeros(things, dtype=np.int64)
+        if possible:
+            reached = np.bincount(np.unique(owner * rays + ray) // rays, minlength=things)
+
+        nearest = self._ground_m.copy()
         np.minimum.at(nearest, ray, distance)
         first = np.flatnonzero(distance == nearest[ray])
-        ray_owner = np.full(len(nearest), GROUND)
+        ray_owner = np.full(rays, GROUND)
         ray_owner[ray[first]] = owner[first]
-        shine = np.zeros(len(nearest))
+        shine = np.zeros(rays)
         shine[ray[first]] = snapshot.part_reflectivity[part[first]] * (0.35 + 0.65 * incidence[first])
-        from_ground = (nearest == on_ground) & np.isfinite(nearest)
-        shine[from_ground] = self._ground_shine(from_ground, nearest, ground, lidar2ego, ego_pose)
-        return self._returns(nearest, ray_owner, shine, things, possible, rng)
+        near = np.flatnonzero((nearest < self._range_m) & (nearest > BLIND_M))
+        on_ground = near[ray_owner[near] == GROUND]
+        hits = [self._origin[axis] + self._rays[axis, on_ground] * nearest[on_ground] for axis in (0, 1)]
+        shine[on_ground] = ground.reflectivity(np.stack(hits, axis=-1), ego_pose)
+        return self._returns(near, nearest[near], ray_owner[near], shine[near], (reached, rng))
 
     def _returns(
-        self, nearest: Array, owner: Index, shine: Array, things: int, possible: Index, rng: np.random.Generator
+        self, ray: Index, distance: Array, owner: Index, shine: Array, rest: tuple[Index, np.random.Generator]
     ) -> Scan:
         """Noise and drop-out."""
-        fade = nearest / self._range_m
-        noise = np.where(owner == GROUND, GROUND_NOISE_M, RANGE_NOISE_M) * rng.standard_normal(len(nearest))
-        with np.errstate(invalid="ignore"):
-            lost = 0.02 + 0.22 * fade**2 + 0.15 * fade * (shine < 0.08)
-        survives = rng.random(len(nearest)) > np.nan_to_num(lost, nan=1.0)
-        keep = np.flatnonzero((nearest < self._range_m) & (nearest > BLIND_M) & survives)
-        distance = nearest[keep] + noise[keep]
-        intensity = 110.0 * shine[keep] * (1.1 - 0.5 * fade[keep]) * np.exp(0.15 * rng.standard_normal(len(keep)))
-        points = np.empty((len(keep), 5), dtype=np.float32)
-        points[:, :3] = self._directions[keep] * distance[:, None]
+        possible, rng = rest
+        fade = distance / self._range_m
+        near_loss, far_loss = self._difficulty.lidar_loss
+        lost = near_loss + far_loss * (fade * fade) + DARK_LOSS * fade * (shine < 0.08)
+        kept = np.flatnonzero(rng.random(len(ray)) >= lost)
+        ray, distance, owner, shine, fade = ray[kept], distance[kept], owner[kept], shine[kept], fade[kept]
+        noise = self._difficulty.lidar_noise_m * np.where(owner == GROUND, GROUND_NOISE, 1.0)
+        distance = distance + noise * rng.standard_normal(len(ray))
+        intensity = 110.0 * shine * (1.1 - 0.5 * fade) * exp(0.15 * rng.standard_normal(len(ray)))
+        points = np.empty((len(ray), 5), dtype=np.float32)
+        points[:, :3] = self._directions[ray] * distance[:, None]
         points[:, 3] = np.clip(np.round(intensity), 0, 255)
-        points[:, 4] = self._ring[keep]
-        kept_owner = owner[keep]
-        seen = np.bincount(kept_owner[kept_owner != GROUND], minlength=things)
-        return Scan(points, kept_owner, seen, possible)
+        points[:, 4] = self._ring[ray]
+        seen = np.bincount(owner[owner != GROUND], minlength=len(possible))
+        return Scan(points, owner, seen, possible)
 
-    def _candidates(self, part_points: Array, ego2lidar: Array) -> tuple[Index, Index]:
-        """Pairs (part, ray) where the ray lies in the part's angular window."""
-        points = transform_points(ego2lidar, part_points.reshape(-1, 3)).reshape(part_points.shape)
-        center = points[..., :2].mean(axis=1)
+    def _candidates(self, snapshot: Snapshot) -> Pairs:
+        """Pairs (part, ray) where the ray lies in the part's angular window.
+
+        The window may differ in the last bit between machines, so it is a little wider than the part: whether a ray at
+        its edge hits is decided by the exact intersection.
+        """
+        planes = (snapshot.part_planes[..., :3] != 0).any(axis=2).sum(axis=1)
+        parts = np.argsort(-planes, kind="stable")
+        points = transform(self._ego2lidar, snapshot.part_points[parts])
+        least, most = extent(points)
+        center = (least[:, :2] + most[:, :2]) / 2
         middle = np.arctan2(center[:, 1], center[:, 0])
         spread = np.arctan2(points[..., 1], points[..., 0]) - middle[:, None]
         spread = (spread + np.pi) % (2 * np.pi) - np.pi
         step = 2 * np.pi / self._columns
-        low = np.ceil((middle + spread.min(axis=1) + np.pi) / step - 0.5).astype(np.int64)
-        high = np.floor((middle + spread.max(axis=1) + np.pi) / step - 0.5).astype(np.int64)
-        columns = np.maximum(high - low + 1, 0)
+        left, right = extent(spread)
+        low = np.ceil((middle + left + np.pi) / step - 0.5 - _WINDOW).astype(np.int64)
+        high = np.floor((middle + right + np.pi) / step - 0.5 + _WINDOW).astype(np.int64)
+        columns = np.minimum(np.maximum(high - low + 1, 0), self._columns)
 
-        distance = np.hypot(center[:, 0], center[:, 1])
-        radius = np.hypot(points[..., 0] - center[:, :1], points[..., 1] - center[:, 1:]).max(axis=1)
+        distance = length(center[:, 0], center[:, 1])
+        _, radius = extent(length(points[..., 0] - center[:, :1], points[..., 1] - center[:, 1:]))
         near, far = np.maximum(distance - radius, 0.05), distance + radius
-        bottom, top = points[..., 2].min(axis=1), points[..., 2].max(axis=1)
-        lowest = np.arctan2(bottom, np.where(bottom < 0, near, far))
-        highest = np.arctan2(top, np.where(top > 0, near, far))
+        bottom, top = least[:, 2], most[:, 2]
+        lowest = np.arctan2(bottom, np.where(bottom < 0, near, far)) - _WINDOW
+        highest = np.arctan2(top, np.where(top > 0, near, far)) + _WINDOW
         first = np.searchsorted(BEAM_ELEVATIONS_RAD, lowest)
         beams = np.maximum(np.searchsorted(BEAM_ELEVATIONS_RAD, highest) - first, 0)
         beams[near > self._range_m] = 0
 
         counts = columns * beams
-        part = np.repeat(np.arange(len(counts)), counts)
-        inner = np.arange(len(part)) - np.repeat(np.cumsum(counts) - counts, counts)
-        column = (low[part] + inner // np.maximum(beams, 1)[part]) % self._columns
-        beam = first[part] + inner % np.maximum(beams, 1)[part]
-        return part, column * len(BEAM_ELEVATIONS_RAD) + beam
+        row = np.repeat(np.arange(len(counts)), counts)
+        inner = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        turn = inner // np.maximum(beams, 1)[row]
+        column = (low[row] + turn) % self._columns
+        beam = (first[row] + inner) - turn * beams[row]
+        return Pairs(parts, counts, planes[parts], column * len(BEAM_ELEVATIONS_RAD) + beam)
 
-    def _ground_distance(self, lidar2ego: Array) -> Array:
-        slope = self._directions @ lidar2ego[2, :3]
+    def _ground_distance(self) -> Array:
+        slope = self._rays[2]
         with np.errstate(divide="ignore"):
-            distance = -lidar2ego[2, 3] / slope
+            distance = -self._origin[2] / slope
         result: Array = np.where(slope < -1e-4, distance, np.inf)
         return result
 
-    def _ground_shine(
-        self, chosen: NDArray[np.bool_], distance: Array, ground: Ground, lidar2ego: Array, ego_pose: Array
-    ) -> Array:
-        hits = transform_points(lidar2ego, self._directions[chosen] * distance[chosen, None])
-        return ground.reflectivity(hits[:, :2], ego_pose)
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which rays may hit which parts: `counts[i]` of `ray`, in order, belong to `parts[i]`.
+
+    Attributes:
+        parts: rows of the snapshot's parts, those with most planes first, [P].
+        counts: rays of each, [P].
+        planes: planes that bound each, [P].
+        ray: [counts.sum()].
+    """
+
+    parts: Index
+    counts: Index
+    planes: Index
+    ray: Index
 
 
-def _planes_in(planes: Array, src2dst: Array) -> Array:
-    """Planes (normal, offset; inside n.p <= d) [P, K, 4] in another frame."""
-    normals = planes[..., :3] @ src2dst[:3, :3].T
-    offsets = planes[..., 3] + normals @ src2dst[:3, 3]
-    return np.concatenate([normals, offsets[..., None]], axis=-1)
+def _intersect(planes: Array, origin: Array, rays: Array, pairs: Pairs) -> tuple[Array, Array]:
+    """Distance along each ray into its convex part and the cosine of incidence.
 
+    Args:
+        planes: normal and offset (inside: n.p <= d) of every part, [P, K, 4].
+        origin: where all rays begin, same frame, [3].
+        rays: their directions, [3, R].
+        pairs: what to intersect with what.
 
-def _intersect(planes: Array, directions: Array, part: Index, ray: Index) -> tuple[Array, Array]:
-    """Distance from the origin along each ray into its convex part (inf: missed), and the cosine of incidence."""
-    direction = directions[ray]
-    enter, leave = np.full(len(part), -np.inf), np.full(len(part), np.inf)
-    incidence = np.zeros(len(part))
-    used = (planes[..., :3] != 0).any(axis=(0, 2))
-    for index in np.flatnonzero(used):
-        plane = planes[part, index]
-        slope = np.einsum("nc,nc->n", plane[:, :3], direction)
+    Returns:
+        Distance in lengths of the directions, inf where the ray misses, and the cosine times that length; [N] each.
+    """
+    total = len(pairs.ray)
+    x, y, z = (axis[pairs.ray] for axis in rays)
+    enter, leave, incidence = np.full(total, -np.inf), np.full(total, np.inf), np.zeros(total)
+    for index in range(int(pairs.planes.max(initial=0))):
+        rows = int(np.count_nonzero(pairs.planes > index))  # a prefix: parts with most planes come first
+        chosen = planes[pairs.parts[:rows], index]
+        offset = chosen[:, 3] - dot(chosen[:, :3], origin)
+        counts = pairs.counts[:rows]
+        nx, ny, nz, gap = (np.repeat(values, counts) for values in (*chosen[:, :3].T, offset))
+        part = slice(0, len(gap))
+        slope = nx * x[part] + ny * y[part] + nz * z[part]
         with np.errstate(divide="ignore", invalid="ignore"):
-            distance = plane[:, 3] / slope
-        inward = (slope < 0) & (distance > enter)
-        enter[inward] = distance[inward]
-        incidence[inward] = -slope[inward]
-        leave = np.where((slope > 0) & (distance < leave), distance, leave)
-        leave[(slope == 0) & (plane[:, 3] < 0)] = -np.inf
+            distance = gap / slope
+        entering = slope < 0
+        later = entering & (distance > enter[part])
+        np.copyto(enter[part], distance, where=later)
+        np.copyto(incidence[part], -slope, where=later)
+        np.copyto(leave[part], distance, where=~entering & (distance < leave[part]))
+        outside = (slope == 0) & (gap < 0)
+        if outside.any():
+            leave[part][outside] = -np.inf
     hit = (enter < leave) & (enter > 0)
     return np.where(hit, enter, np.inf), incidence

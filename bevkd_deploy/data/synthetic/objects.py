@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from bevkd_deploy.data.synthetic.portable import cos_sin_of
 from bevkd_deploy.data.synthetic.shapes import Color, Shape, ShapeBuilder
 
 #: Mean length, width, height in metres and relative spread; the means are near those of nuScenes.
@@ -220,8 +221,9 @@ def _construction_vehicle(builder: ShapeBuilder, size: tuple[float, float, float
     # boom up and out to the front, stick down to the bucket
     reach = half_l - 0.35 - (front + 0.02)
     boom_angle = rng.uniform(0.5, 0.62)
-    boom_length = reach / np.cos(boom_angle)
-    boom_low = min(deck, height - 0.5 - reach * np.tan(boom_angle))
+    cos, sin = cos_sin_of(float(boom_angle))
+    boom_length, rise = reach / cos, reach * (sin / cos)
+    boom_low = min(deck, height - 0.5 - rise)
     lane = (-half_w * 0.45, -half_w * 0.1)
     builder.box(
         (front + 0.27, front + 0.27 + boom_length - 0.4),
@@ -234,7 +236,7 @@ def _construction_vehicle(builder: ShapeBuilder, size: tuple[float, float, float
     builder.box(
         (half_l - 0.38, half_l - 0.04),
         lane,
-        (0.72, boom_low + reach * np.tan(boom_angle)),
+        (0.72, boom_low + rise),
         _scale(color, 0.9),
         reflectivity=0.45,
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bevkd_deploy.data.synthetic.portable import cos_sin, dot, extent, length
+
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -25,7 +27,7 @@ def order_footprints(boxes: Array, camera_xy: Array) -> Index:
         Ranks, [N].
     """
     corners = _corners(boxes)
-    distance = np.hypot(boxes[:, 0] - camera_xy[0], boxes[:, 1] - camera_xy[1])
+    distance = length(boxes[:, 0] - camera_xy[0], boxes[:, 1] - camera_xy[1])
     first = _may_hide(boxes, corners, camera_xy, distance).T & _same_direction(corners, camera_xy, boxes)
     waiting = first.sum(axis=0)  # how many must be painted before each
     rank = np.zeros(len(boxes), dtype=np.int64)
@@ -51,7 +53,7 @@ def order_parts(order_planes: Array, cameras_own: Array) -> Index:
     Returns:
         Ranks, [N, K].
     """
-    side = np.einsum("nabc,nc->nab", order_planes[..., :3], cameras_own) - order_planes[..., 3]
+    side = dot(order_planes[..., :3], cameras_own[:, None, None]) - order_planes[..., 3]
     result: Index = (side < 0).sum(axis=-1)  # on a's side of the plane: b comes before a
     return result
 
@@ -59,7 +61,7 @@ def order_parts(order_planes: Array, cameras_own: Array) -> Index:
 def _corners(boxes: Array) -> Array:
     signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2
     local = signs * boxes[:, None, 2:4]
-    cos, sin = np.cos(boxes[:, None, 4]), np.sin(boxes[:, None, 4])
+    cos, sin = cos_sin(boxes[:, None, 4])
     x = boxes[:, None, 0] + local[..., 0] * cos - local[..., 1] * sin
     y = boxes[:, None, 1] + local[..., 0] * sin + local[..., 1] * cos
     return np.stack([x, y], axis=-1)
@@ -67,11 +69,13 @@ def _corners(boxes: Array) -> Array:
 
 def _same_direction(corners: Array, camera_xy: Array, boxes: Array) -> Mask:
     """Whether two footprints share a viewing direction, [N, N]."""
+    # arctan2 may differ in the last bit between machines; it only decides, with a margin of 0.01, and is never written
     center = np.arctan2(boxes[:, 1] - camera_xy[1], boxes[:, 0] - camera_xy[0])
     angles = np.arctan2(corners[..., 1] - camera_xy[1], corners[..., 0] - camera_xy[0]) - center[:, None]
     angles = (angles + np.pi) % (2 * np.pi) - np.pi
-    half = (angles.max(axis=1) - angles.min(axis=1)) / 2
-    middle = center + (angles.max(axis=1) + angles.min(axis=1)) / 2
+    low, high = extent(angles)
+    half = (high - low) / 2
+    middle = center + (high + low) / 2
     apart = np.abs((middle[:, None] - middle + np.pi) % (2 * np.pi) - np.pi)
     result: Mask = apart <= half[:, None] + half + 0.01
     return result
@@ -81,14 +85,15 @@ def _may_hide(boxes: Array, corners: Array, camera_xy: Array, distance: Array) -
     """[i, j]: i may hide j, as far as the lines between the two footprints tell."""
     count = len(boxes)
     may = ~np.eye(count, dtype=bool)
-    for turn, extent in ((0.0, boxes[:, 2] / 2), (np.pi / 2, boxes[:, 3] / 2)):
-        axis = np.stack([np.cos(boxes[:, 4] + turn), np.sin(boxes[:, 4] + turn)], axis=1)
-        along = np.einsum("jkc,ic->ijk", corners, axis) - (boxes[:, :2] * axis).sum(axis=1)[:, None, None]
-        low, high = along.min(axis=2), along.max(axis=2)  # of j, along i's axis, from i's centre
-        camera = ((camera_xy - boxes[:, :2]) * axis).sum(axis=1)[:, None]
+    for turn, half in ((0.0, boxes[:, 2] / 2), (np.pi / 2, boxes[:, 3] / 2)):
+        x, y = cos_sin(boxes[:, 4] + turn)
+        center = boxes[:, 0] * x + boxes[:, 1] * y
+        along = x[:, None, None] * corners[..., 0].T + y[:, None, None] * corners[..., 1].T - center[:, None, None]
+        low, high = extent(along)  # of j, along i's axis, from i's centre
+        camera = (camera_xy[0] * x + camera_xy[1] * y - center)[:, None]
         for near, far_camera in ((low, camera), (-high, -camera)):
-            apart = near >= extent[:, None]
+            apart = near >= half[:, None]
             may &= ~((apart & (far_camera <= near)).T)  # camera on i's side: j cannot hide i
-            may &= ~(apart & (far_camera >= extent[:, None]))  # camera on j's side: i cannot hide j
+            may &= ~(apart & (far_camera >= half[:, None]))  # camera on j's side: i cannot hide j
     both = may & may.T
     return np.where(both, distance[:, None] < distance, may)

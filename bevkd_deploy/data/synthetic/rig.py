@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
+from bevkd_deploy.data.synthetic.portable import cos_sin, product
 from bevkd_deploy.data.synthetic.profiles import Profile
 
 Array = NDArray[np.float64]
@@ -57,7 +58,7 @@ def make_rig(profile: Profile, rng: np.random.Generator) -> Rig:
     for name in CAMERA_NAMES:
         yaw_deg, position, focal, (center_x, center_y) = _CAMERAS[name]
         cam2ego = _mount(yaw_deg, position, rng)
-        cam2ego[:3, :3] = cam2ego[:3, :3] @ _CAM_AXES
+        cam2ego[:3, :3] = product(cam2ego[:3, :3], _CAM_AXES)
         cam2img = np.array([[focal * scale, 0, center_x * scale], [0, focal * scale, center_y * scale], [0, 0, 1.0]])
         cameras.append(Camera(name, cam2ego, cam2img, profile.image_hw_px))
     return Rig(lidar2ego, tuple(cameras))
@@ -65,12 +66,12 @@ def make_rig(profile: Profile, rng: np.random.Generator) -> Rig:
 
 def _mount(yaw_deg: float, position: tuple[float, float, float], rng: np.random.Generator) -> Array:
     """Sensor-to-ego matrix of a sensor with x forward, turned by yaw, then by small random angles."""
-    yaw, pitch, roll = np.radians([yaw_deg, 0, 0]) + rng.normal(0, _ANGLE_SPREAD_RAD, 3)
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    tilt = np.array([[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]])
-    lean = np.array([[1, 0, 0], [0, np.cos(roll), -np.sin(roll)], [0, np.sin(roll), np.cos(roll)]])
+    angles = np.radians([yaw_deg, 0, 0]) + rng.normal(0, _ANGLE_SPREAD_RAD, 3)
+    (yaw_c, pitch_c, roll_c), (yaw_s, pitch_s, roll_s) = cos_sin(angles)
+    turn = np.array([[yaw_c, -yaw_s, 0], [yaw_s, yaw_c, 0], [0, 0, 1]])
+    tilt = np.array([[pitch_c, 0, pitch_s], [0, 1, 0], [-pitch_s, 0, pitch_c]])
+    lean = np.array([[1, 0, 0], [0, roll_c, -roll_s], [0, roll_s, roll_c]])
     matrix = np.eye(4)
-    matrix[:3, :3] = turn @ tilt @ lean
+    matrix[:3, :3] = product(product(turn, tilt), lean)
     matrix[:3, 3] = np.asarray(position) + rng.normal(0, _POSITION_SPREAD_M, 3)
     return matrix

@@ -6,10 +6,14 @@ The LiDAR intersects rays with the parts' planes; the cameras fill the parts' fa
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bevkd_deploy.data.synthetic.portable import cos_sin, cos_sin_of, dot, transform
 
 Array = NDArray[np.float64]
 Color = tuple[float, float, float]
@@ -61,6 +65,7 @@ class ShapeBuilder:
         self._colors: list[Color] = []
         self._parts: list[int] = []
         self._last_sides: list[Array] = []
+        self._last_normals: list[Array] = []
 
     def box(
         self,
@@ -92,15 +97,13 @@ class ShapeBuilder:
         reflectivity: float = 0.3,
     ) -> ShapeBuilder:
         """Add an upright prism around `center` with the given radius at its bottom and its top."""
-        angles = (np.arange(corners) + 0.5) * (2 * np.pi / corners)
-        circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        circle = _circle(corners)
         offset = np.asarray(center)
         return self._frustum(offset + radius[0] * circle, offset + radius[1] * circle, z, color, reflectivity, None)
 
     def wheel(self, x: float, z: float, radius: float, y: tuple[float, float], color: Color) -> ShapeBuilder:
         """Add a disc standing upright, its axis along y."""
-        angles = (np.arange(8) + 0.5) * (2 * np.pi / 8)
-        circle = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        circle = radius * _circle(8)
         turn = np.eye(4)
         turn[:3, :3] = np.array([[1.0, 0, 0], [0, 0, 1.0], [0, -1.0, 0]])
         turn[:3, 3] = [x, 0.0, z]
@@ -123,7 +126,7 @@ class ShapeBuilder:
             quad = self._last_sides[SIDES[name]]
             low, high = (1 - u[1], 1 - u[0]) if name == "right" else u
             corners = _octagon(low, high, v) if round_ else [(low, v[0]), (high, v[0]), (high, v[1]), (low, v[1])]
-            self._add_face(_on_quad(quad, np.array(corners)), _normal(quad), color, part)
+            self._add_face(_on_quad(quad, np.array(corners)), self._last_normals[SIDES[name]], color, part)
         return self
 
     def build(self) -> Shape:
@@ -149,8 +152,7 @@ class ShapeBuilder:
         low = np.column_stack([base, np.full(n, z[0])])
         high = np.column_stack([top, np.full(n, z[1])])
         if move is not None:
-            low = low @ move[:3, :3].T + move[:3, 3]
-            high = high @ move[:3, :3].T + move[:3, 3]
+            low, high = transform(move, low), transform(move, high)
         follow = np.roll(np.arange(n), -1)
         self._last_sides = [np.array([low[i], low[j], high[j], high[i]]) for i, j in enumerate(follow)]
         part = len(self._points)
@@ -158,10 +160,12 @@ class ShapeBuilder:
         self._reflectivity.append(reflectivity)
         planes = np.zeros((MAX_PLANES, 4))
         planes[:, 3] = 1.0
-        for index, polygon in enumerate([low[::-1], high, *self._last_sides]):
-            normal = _normal(polygon)
+        polygons = [low[::-1], high, *self._last_sides]
+        normals = [_normal(polygon) for polygon in polygons]
+        self._last_normals = normals[2:]
+        for index, (polygon, normal) in enumerate(zip(polygons, normals, strict=True)):
             self._add_face(polygon, normal, color, part)
-            planes[index] = [*normal, normal @ polygon[0]]
+            planes[index] = [*normal, dot(normal, polygon[0])]
         self._planes.append(planes)
         return self
 
@@ -176,18 +180,22 @@ def _tilt(pitch_rad: float, x: float, z: float) -> Array | None:
     """Rotation about the lower back edge, nose up."""
     if not pitch_rad:
         return None
-    cos, sin = np.cos(pitch_rad), np.sin(pitch_rad)
+    cos, sin = cos_sin_of(pitch_rad)
     move = np.eye(4)
     move[:3, :3] = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
-    pivot = np.array([x, 0.0, z])
-    move[:3, 3] = pivot - move[:3, :3] @ pivot
+    move[:3, 3] = [x - (cos * x - sin * z), 0.0, z - (sin * x + cos * z)]
     return move
 
 
+@functools.cache
+def _circle(corners: int) -> Array:
+    """Corners of a regular polygon of radius 1 with two sides across +x and -x, [n, 2]."""
+    return np.stack(cos_sin((np.arange(corners) + 0.5) * (2 * np.pi / corners)), axis=1)
+
+
 def _octagon(low: float, high: float, v: tuple[float, float]) -> list[tuple[float, float]]:
-    angles = (np.arange(8) + 0.5) * (2 * np.pi / 8)
     center, half = ((low + high) / 2, (v[0] + v[1]) / 2), ((high - low) / 2, (v[1] - v[0]) / 2)
-    return [(center[0] + half[0] * float(np.cos(a)), max(0.0, center[1] + half[1] * float(np.sin(a)))) for a in angles]
+    return [(center[0] + half[0] * x, max(0.0, center[1] + half[1] * y)) for x, y in _circle(8).tolist()]
 
 
 def _on_quad(quad: Array, uv: Array) -> Array:
@@ -201,8 +209,8 @@ def _on_quad(quad: Array, uv: Array) -> Array:
 def _normal(polygon: Array) -> Array:
     """Outward unit normal of a convex polygon, counter-clockwise seen from outside."""
     (ax, ay, az), (bx, by, bz) = (polygon[1] - polygon[0]).tolist(), (polygon[2] - polygon[0]).tolist()
-    normal = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
-    return normal / float(np.sqrt(normal @ normal))
+    x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    return np.array([x, y, z]) / math.sqrt(x * x + y * y + z * z)
 
 
 def _pad(points: Array, count: int) -> Array:
@@ -211,7 +219,7 @@ def _pad(points: Array, count: int) -> Array:
 
 def _order_planes(points: Array, planes: Array) -> Array:
     """For each pair of parts the plane that separates them best: first inside, second outside."""
-    outside = np.einsum("akc,bvc->abkv", planes[..., :3], points) - planes[:, None, :, None, 3]
+    outside = dot(planes[:, None, :, None, :3], points[:, None]) - planes[:, None, :, None, 3]
     margin = outside.min(axis=-1)  # [P, P, planes]
     best = margin.argmax(axis=-1)
     rows = np.arange(len(points))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bevkd_deploy.data.synthetic.portable import cos_sin, interpolate
+
 Array = NDArray[np.float64]
 
 LANE_WIDTH_M = 3.5
@@ -38,9 +40,10 @@ class Street:
 
     def pose(self, s: Array, d: Array) -> Array:
         """Map pose (x, y, heading of the street) at distance s along and d left of the axis, [N, 3]."""
-        heading = np.interp(s, self.s_m, self.heading_rad)
-        x = np.interp(s, self.s_m, self.x_m) - np.sin(heading) * d
-        y = np.interp(s, self.s_m, self.y_m) + np.cos(heading) * d
+        start = float(self.s_m[0])
+        heading, x, y = (interpolate(s, start, _STEP_M, axis) for axis in (self.heading_rad, self.x_m, self.y_m))
+        cos, sin = cos_sin(heading)
+        x, y = x - sin * d, y + cos * d
         return np.stack([x, y, heading], axis=-1)
 
     def in_crossing(self, s: float, margin_m: float = 0.0) -> bool:
@@ -58,12 +61,12 @@ def make_street(extent_m: tuple[float, float], rng: np.random.Generator) -> Stre
     phases = rng.uniform(0, 2 * np.pi, 2)
     strength = rng.uniform(0.0, 0.007, 2)
     curvature = sum(
-        k * np.sin(2 * np.pi * s / wave + phase) for k, wave, phase in zip(strength, waves, phases, strict=True)
+        k * cos_sin(2 * np.pi * s / wave + phase)[1] for k, wave, phase in zip(strength, waves, phases, strict=True)
     )
     zero = int(np.argmin(np.abs(s)))
     heading = np.cumsum(curvature) * _STEP_M
     heading += rng.uniform(-np.pi, np.pi) - heading[zero]
-    x, y = np.cumsum(np.cos(heading)) * _STEP_M, np.cumsum(np.sin(heading)) * _STEP_M
+    x, y = (np.cumsum(part) * _STEP_M for part in cos_sin(heading))
     first = rng.uniform(15.0, 55.0)
     crossings = tuple(float(c) for c in np.arange(first - 110.0 * 4, extent_m[1], 110.0) if c > extent_m[0])
     return Street(s, x - x[zero], y - y[zero], heading, crossings)

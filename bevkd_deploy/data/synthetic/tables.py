@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES, LIDAR_NAME
+from bevkd_deploy.data.synthetic.portable import cos_sin_of
 from bevkd_deploy.data.synthetic.rig import Rig
-from bevkd_deploy.geometry.frames import matrix_to_quaternion
 
 Array = NDArray[np.float64]
 Record = dict[str, Any]
@@ -154,7 +155,7 @@ class SceneTables:
             "attribute_tokens": [token("attribute", box.attribute)] if box.attribute else [],
             "translation": box.center.tolist(),
             "size": [width, length, height],
-            "rotation": [float(np.cos(box.yaw_rad / 2)), 0.0, 0.0, float(np.sin(box.yaw_rad / 2))],
+            "rotation": _yaw_quaternion(box.yaw_rad),
             "prev": track[-1]["token"] if track else "",
             "next": "",
             "num_lidar_pts": box.num_points,
@@ -208,8 +209,32 @@ class SceneTables:
         )
 
 
+def _yaw_quaternion(yaw_rad: float) -> list[float]:
+    cos, sin = cos_sin_of(yaw_rad / 2)
+    return [cos, 0.0, 0.0, sin]
+
+
 def _rigid(matrix: Array) -> Record:
-    return {"translation": matrix[:3, 3].tolist(), "rotation": [float(q) for q in matrix_to_quaternion(matrix[:3, :3])]}
+    return {"translation": matrix[:3, 3].tolist(), "rotation": rotation_quaternion(matrix[:3, :3])}
+
+
+def rotation_quaternion(rotation: Array) -> list[float]:
+    """Quaternion (w, x, y, z) with w >= 0 of a rotation matrix [3, 3], the same bits on every machine.
+
+    `geometry.frames.matrix_to_quaternion` is the better choice for measured matrices: it finds the nearest rotation.
+    """
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation.tolist()
+    squares = (1 + xx + yy + zz, 1 + xx - yy - zz, 1 - xx + yy - zz, 1 - xx - yy + zz)  # 4 q**2 each
+    rows = (
+        (squares[0], zy - yz, xz - zx, yx - xy),
+        (zy - yz, squares[1], yx + xy, xz + zx),
+        (xz - zx, yx + xy, squares[2], zy + yz),
+        (yx - xy, xz + zx, zy + yz, squares[3]),
+    )
+    best = squares.index(max(squares))
+    scale = 0.5 / math.sqrt(squares[best])
+    quaternion = [value * scale for value in rows[best]]
+    return quaternion if quaternion[0] >= 0 else [-value for value in quaternion]
 
 
 def merge(parts: list[Tables]) -> Tables:

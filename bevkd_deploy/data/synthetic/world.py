@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bevkd_deploy.data.synthetic.layout import SCENERY_RANGE_M, Layout
 from bevkd_deploy.data.synthetic.objects import BOX_LIFT_M
+from bevkd_deploy.data.synthetic.portable import cos_sin, length
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -78,23 +79,26 @@ class World:
             parts = len(shape.part_points)
             self._order_planes[index, :parts, :parts] = shape.order_planes
 
-    def snapshot(self, time_index: int) -> Snapshot:
-        """The world around the ego vehicle at one of the layout's times."""
-        x, y, yaw = self.layout.ego[time_index]
-        poses = self._poses[:, time_index] - [x, y, yaw]
-        cos, sin = np.cos(yaw), np.sin(yaw)
-        poses[:, :2] = poses[:, :2] @ np.array([[cos, -sin], [sin, cos]])
-        distance = np.hypot(poses[:, 0], poses[:, 1])
+    def snapshot(self, time_index: int, *, faces: bool = True) -> Snapshot:
+        """The world around the ego vehicle at one of the layout's times.
+
+        Args:
+            time_index: index into the layout's times.
+            faces: False leaves the faces out, which only cameras need.
+        """
+        poses = self._poses_in_ego(time_index)
         limit = np.where(self._annotated, self._object_range_m, SCENERY_RANGE_M)
-        near = distance < limit
+        near = length(poses[:, 0], poses[:, 1]) < limit
         things = np.flatnonzero(near)
         row = np.cumsum(near) - 1
-        parts, faces = np.flatnonzero(near[self._part_thing]), np.flatnonzero(near[self._face_thing])
-        part_thing, face_thing = self._part_thing[parts], self._face_thing[faces]
-        turn = _turns(poses[:, 2])
-        part_normals = _rotate(turn[part_thing], self._part_planes[parts, :, :3])
-        shift = np.einsum("pkc,pc->pk", part_normals[..., :2], poses[part_thing, :2])
-        planes = np.concatenate([part_normals, (self._part_planes[parts, :, 3] + shift)[..., None]], axis=-1)
+        parts = np.flatnonzero(near[self._part_thing])
+        shown = np.flatnonzero(near[self._face_thing]) if faces else np.zeros(0, dtype=np.int64)
+        part_thing, face_thing = self._part_thing[parts], self._face_thing[shown]
+        turn = np.stack(cos_sin(poses[:, 2]), axis=1)
+        planes = np.empty((len(parts), *self._part_planes.shape[1:]))
+        planes[..., :3] = _rotate(turn[part_thing, None], self._part_planes[parts, :, :3])
+        shift = planes[..., 0] * poses[part_thing, None, 0] + planes[..., 1] * poses[part_thing, None, 1]
+        planes[..., 3] = self._part_planes[parts, :, 3] + shift
         sizes = self._sizes[things]
         height = BOX_LIFT_M + sizes[:, 2] / 2
         return Snapshot(
@@ -105,32 +109,35 @@ class World:
             part_planes=planes,
             part_reflectivity=self._part_reflectivity[parts],
             part_owner=row[part_thing],
-            face_points=_place(turn, poses, face_thing, self._face_points[faces]),
-            face_sizes=self._face_sizes[faces],
-            face_normals=_rotate(turn[face_thing], self._face_normals[faces][:, None])[:, 0],
-            face_colors=self._face_colors[faces],
+            face_points=_place(turn, poses, face_thing, self._face_points[shown]),
+            face_sizes=self._face_sizes[shown],
+            face_normals=_rotate(turn[face_thing], self._face_normals[shown]),
+            face_colors=self._face_colors[shown],
             face_owner=row[face_thing],
-            face_parts=self._face_parts[faces],
-            order_planes=self._order_planes[things],
+            face_parts=self._face_parts[shown],
+            order_planes=self._order_planes[things] if faces else self._order_planes[:0],
         )
 
+    def _poses_in_ego(self, time_index: int) -> Array:
+        """x, y, yaw of every thing in the ego frame, [N, 3]."""
+        x, y, yaw = self.layout.ego[time_index]
+        poses = self._poses[:, time_index] - [x, y, yaw]
+        cos, sin = cos_sin(yaw)
+        poses[:, 0], poses[:, 1] = poses[:, 0] * cos + poses[:, 1] * sin, poses[:, 1] * cos - poses[:, 0] * sin
+        return poses
 
-def _turns(yaw: Array) -> Array:
-    turns = np.zeros((len(yaw), 3, 3))
-    turns[:, 0, 0] = turns[:, 1, 1] = np.cos(yaw)
-    turns[:, 1, 0] = np.sin(yaw)
-    turns[:, 0, 1] = -turns[:, 1, 0]
-    turns[:, 2, 2] = 1.0
-    return turns
 
-
-def _rotate(turns: Array, vectors: Array) -> Array:
-    """Rotate vectors [M, K, 3] by one matrix per row, [M, 3, 3]."""
-    result: Array = vectors @ turns.transpose(0, 2, 1)
+def _rotate(turn: Array, vectors: Array) -> Array:
+    """Turn vectors [..., 3] about +z by angles given as (cosine, sine), [..., 2]."""
+    cos, sin = turn[..., 0], turn[..., 1]
+    result = np.empty_like(vectors)
+    result[..., 0] = cos * vectors[..., 0] - sin * vectors[..., 1]
+    result[..., 1] = sin * vectors[..., 0] + cos * vectors[..., 1]
+    result[..., 2] = vectors[..., 2]
     return result
 
 
-def _place(turns: Array, poses: Array, thing: Index, points: Array) -> Array:
-    result = _rotate(turns[thing], points)
+def _place(turn: Array, poses: Array, thing: Index, points: Array) -> Array:
+    result = _rotate(turn[thing, None], points)
     result[..., :2] += poses[thing, None, :2]
     return result

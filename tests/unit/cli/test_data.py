@@ -20,7 +20,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dest = tmp_path_factory.mktemp("synth") / "world"
     done = RUNNER.invoke(
         app,
-        ["data", "synth", str(dest), "--scenes", "1", "--val-scenes", "1", "--seed", "5", "--profile", "tiny"],
+        ["data", "synth", str(dest), "--scenes", "1", "--val-scenes", "1", "--seed", "5", "--profile", "tiny"]
+        + ["--difficulty", "hard"],
         catch_exceptions=False,
     )
     assert done.exit_code == 0, done.output
@@ -32,6 +33,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_synth_writes_what_was_asked_for(dataset: Path) -> None:
     made = json.loads((dataset / "dataset.json").read_text())
     assert (made["profile"]["name"], made["scenes"], made["seed"]) == ("tiny", {"train": 1, "val": 1}, 5)
+    assert made["profile"]["difficulty"]["name"] == "hard"
+
+
+def test_synth_refuses_an_unknown_difficulty(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown difficulty: got 'insane', expected one of easy, normal, hard"):
+        RUNNER.invoke(app, ["data", "synth", str(tmp_path / "x"), "--difficulty", "insane"], catch_exceptions=False)
 
 
 def test_synth_refuses_an_unknown_profile(tmp_path: Path) -> None:

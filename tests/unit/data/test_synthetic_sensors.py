@@ -15,7 +15,7 @@ from bevkd_deploy.data.synthetic.camera import CameraPainter, make_weather, owne
 from bevkd_deploy.data.synthetic.dataset import SceneJob, _SceneWriter
 from bevkd_deploy.data.synthetic.ground import Ground, paint_ground
 from bevkd_deploy.data.synthetic.layout import Layout, Thing, make_layout
-from bevkd_deploy.data.synthetic.lidar import GROUND, Lidar, Scan, _intersect, _planes_in
+from bevkd_deploy.data.synthetic.lidar import GROUND, Lidar, Pairs, Scan, _intersect
 from bevkd_deploy.data.synthetic.objects import build_shape, sample_size
 from bevkd_deploy.data.synthetic.rig import Camera, Rig, make_rig
 from bevkd_deploy.data.synthetic.scenery import building
@@ -55,7 +55,7 @@ def sense(rig: Rig, *things: Thing) -> tuple[Snapshot, Scan]:
     layout = layout_of(*things)
     snapshot = World(layout, QUICK.object_range_m).snapshot(0)
     ground = paint_ground(layout, make_rng())
-    return snapshot, Lidar(QUICK).scan(snapshot, ground, rig.lidar2ego, np.zeros(3), make_rng())
+    return snapshot, Lidar(QUICK, rig.lidar2ego).scan(snapshot, ground, np.zeros(3), make_rng())
 
 
 def pixels_of(points_ego: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
@@ -99,14 +99,16 @@ def share_of_wrong_pixels(snapshot: Snapshot, camera: Camera, count: int) -> flo
     chosen = make_rng().choice(len(rows), count)
     rows, columns = rows[chosen], columns[chosen]
     rays = np.column_stack([columns, rows, np.ones(count)]) @ np.linalg.inv(camera.cam2img).T
-    planes = _planes_in(snapshot.part_planes, invert(camera.cam2ego))
-    parts = len(planes)
-    distance, _ = _intersect(planes, rays, np.repeat(np.arange(parts), count), np.tile(np.arange(count), parts))
-    distance = distance.reshape(parts, count)
-    down = rays @ camera.cam2ego[2, :3]
+    rays = rays @ camera.cam2ego[:3, :3].T
+    planes = (snapshot.part_planes[..., :3] != 0).any(axis=2).sum(axis=1)
+    parts = np.argsort(-planes)
+    every = Pairs(parts, np.full(len(parts), count), planes[parts], np.tile(np.arange(count), len(parts)))
+    distance, _ = _intersect(snapshot.part_planes, camera.cam2ego[:3, 3], rays.T, every)
+    distance = distance.reshape(len(parts), count)
+    down = rays[:, 2]
     ground = np.where(down < 0, -camera.cam2ego[2, 3] / np.minimum(down, -1e-9), np.inf)
     hit = distance.min(axis=0) < ground
-    exact = np.where(hit, snapshot.part_owner[distance.argmin(axis=0)] + 1, 0)
+    exact = np.where(hit, snapshot.part_owner[parts[distance.argmin(axis=0)]] + 1, 0)
     return float((exact != owners[rows, columns]).mean())
 
 
@@ -192,9 +194,10 @@ def test_ground_paint_lies_where_the_street_puts_it(rig: Rig) -> None:
     origin = (40.0, 140.0)
     column, row = np.round((target_map - origin) / 0.1).astype(int)
     picture[row - 3 : row + 4, column - 3 : column + 4] = 250
-    ground = Ground(picture, picture[..., 0].astype(np.float32) / np.float32(255), origin, (60, 60, 60))
-    assert ground.reflectivity(target_ego[:, :2], ego_pose)[0] > 0.9
-    assert ground.reflectivity(target_ego[:, :2] + 1.0, ego_pose)[0] < 0.3
+    ground = Ground(picture, origin, (60, 60, 60))
+    # 0.9 times the square of the brightness
+    assert ground.reflectivity(target_ego[:, :2], ego_pose)[0] == pytest.approx(0.9 * (250 / 255) ** 2)
+    assert ground.reflectivity(target_ego[:, :2] + 1.0, ego_pose)[0] == pytest.approx(0.9 * (60 / 255) ** 2)
 
     empty = World(layout_of(wall(70.0, 0.0, 0.0)), 42.0).snapshot(0)
     camera = rig.cameras[0]
