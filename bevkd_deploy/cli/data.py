@@ -1,4 +1,4 @@
-"""`bevkd data`: write the synthetic dataset, check a real one."""
+"""`bevkd data`: write the synthetic dataset, check a real one, write mmdet3d info files of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import typer
 from bevkd_deploy.cli.console import output_of
 from bevkd_deploy.cli.truth import truth
 
-data_app = typer.Typer(help="Write the synthetic dataset, or check a dataset.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Write the synthetic dataset, check a dataset, or write its mmdet3d info files or ground truth.",
+    no_args_is_help=True,
+)
 data_app.command()(truth)
 
 
@@ -56,19 +59,41 @@ def check(
     ],
     infos: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="An mmdet3d info file (.pkl) to check too.", exists=True, dir_okay=False),
+        typer.Option(
+            metavar="FILE", help="Check this mmdet3d info file (.pkl), not the tables.", exists=True, dir_okay=False
+        ),
     ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read sensor files.")] = 1,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all findings as JSON.")] = None,
 ) -> None:
-    """Say what a dataset holds and what is missing or broken. Exit code 5 if anything is.
+    """Read all tables and sensor files, and list what is missing or broken. Exit code 1 if anything is.
 
-    Example: bevkd data check data/synthetic
+    Example: bevkd data check data/synthetic --workers 8
     """
-    from bevkd_deploy.contracts.errors import DataError
-    from bevkd_deploy.data.check import check_dataset
+    from bevkd_deploy.pipelines.data_tools import check_data
 
-    findings = check_dataset(root, infos)
-    for finding in findings:
-        typer.echo(finding)
-    if findings:
-        raise DataError(f"{root}: {len(findings)} {'finding' if len(findings) == 1 else 'findings'}")
-    output_of(context).talk.print(f"{root}: complete. Next: bevkd recipes", markup=False)
+    output = output_of(context)
+    check_data(root, infos, workers=workers, json=json, console=output.talk, results=output.results)
+    output.talk.print("Next: bevkd recipes")
+
+
+@data_app.command()
+def infos(
+    context: typer.Context,
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="Dataset folder.", exists=True, file_okay=False, show_default=False)
+    ],
+    out_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write into.", show_default=False)],
+    version: Annotated[str, typer.Option(metavar="V", help="Folder of the tables.")] = "v1.0-trainval",
+    sweeps: Annotated[int, typer.Option(min=0, help="Earlier LiDAR turns of each frame.")] = 10,
+) -> None:
+    """Write mmdet3d info files (version 1.1): nuscenes_infos_train.pkl and nuscenes_infos_val.pkl.
+
+    Example: bevkd data infos data/synthetic --version v1.0-trainval --out-dir data/synthetic
+    """
+    from bevkd_deploy.pipelines.data_tools import export_infos
+
+    talk = output_of(context).talk
+    for path in export_infos(root, version, out_dir, sweeps=sweeps, console=talk):
+        typer.echo(path)
+    talk.print(f"Next: bevkd data check {root} --infos {out_dir}/nuscenes_infos_train.pkl", markup=False)

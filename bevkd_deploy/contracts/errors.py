@@ -51,6 +51,12 @@ class GateFailed(BevkdError):
     exit_code = 1
 
 
+class FindingsError(BevkdError):
+    """A check found something missing or broken; it has been listed."""
+
+    exit_code = 1
+
+
 class UnstableMeasurement(BevkdError):
     """A measurement could not decide a gate."""
 

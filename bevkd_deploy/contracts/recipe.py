@@ -46,8 +46,13 @@ class DataConfig(Section):
     val_split: str = "val"
     train_infos: str | None = Field(None, description="mmdet3d info file (.pkl), relative to root")
     val_infos: str | None = Field(None, description="mmdet3d info file (.pkl), relative to root")
-    cameras: tuple[str, ...] = Field(CAMERA_NAMES, min_length=1)
+    cameras: tuple[str, ...] = Field(CAMERA_NAMES, min_length=1, description="channels to use, in this order")
     sweeps: Annotated[int, Field(ge=0)] = Field(0, description="earlier LiDAR turns added to each keyframe")
+    on_error: Literal["fail", "drop_sensor"] = Field(
+        "fail",
+        description="a missing or broken sensor file stops the run, or the frame goes without that sensor and the run "
+        "reports it",
+    )
     sensors: Literal["fusion", "camera", "lidar"] = Field(
         "fusion", description="which sensors feed the network; the others are missing in every frame"
     )
@@ -59,8 +64,6 @@ class DataConfig(Section):
             raise ValueError("source 'synthetic' needs a 'synthetic' section (profile, train_scenes, val_scenes, seed)")
         if self.source == "mmdet3d_infos" and not (self.train_infos and self.val_infos):
             raise ValueError("source 'mmdet3d_infos' needs 'train_infos' and 'val_infos' (.pkl files under root)")
-        if self.source == "mmdet3d_infos" and self.sweeps:
-            raise ValueError("sweeps are read from nuScenes tables only; with source 'mmdet3d_infos' sweeps must be 0")
         if len(set(self.cameras)) != len(self.cameras):
             raise ValueError(f"cameras must be unique, got {list(self.cameras)}")
         return self

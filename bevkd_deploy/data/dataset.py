@@ -16,7 +16,7 @@ from bevkd_deploy.contracts.recipe_training import AugmentationConfig
 from bevkd_deploy.data.augment import FrameAug, augment_points, draw_frame_aug
 from bevkd_deploy.data.paste import Paster
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.sensor_files import load_sample_images, load_sample_points
+from bevkd_deploy.data.sensor_files import load_sample
 from bevkd_deploy.data.targets import center_targets
 from bevkd_deploy.geometry.boxes import augment_boxes
 from bevkd_deploy.runtime.preprocess import Preprocessor
@@ -70,13 +70,14 @@ class FrameDataset(Dataset[Frame]):
         points, boxes, labels = self._objects(sample, sensors["points"], position)
         if augmentation.bev_aug is not None:
             points, boxes = augment_points(points, augmentation.bev_aug), augment_boxes(boxes, augmentation.bev_aug)
-        frame: Frame = {"token": sample.token, "inputs": {}}
+        frame: Frame = {"token": sample.token, "dropped": list(sensors["dropped"]), "inputs": {}}
         made: dict[str, dict[str, Tensor]] = {}
         for name, spec in self.specs.items():
             key = _input_key(spec)
             if key not in made:
+                missing = [camera for camera in spec.cameras if camera not in sensors["cameras"]]
                 images = self._images(name, sensors["images"], augmentation)
-                made[key] = self._inputs(name, sample, images, points, augmentation)
+                made[key] = self._inputs(name, sample, images, points, augmentation, missing)
             frame["inputs"][name] = made[key]
         targets = center_targets(boxes, labels, self.specs[self.target_of], self.min_radius_cells)
         frame["targets"] = {key: torch.from_numpy(value) for key, value in targets.items()}
@@ -102,11 +103,12 @@ class FrameDataset(Dataset[Frame]):
         return points, np.concatenate([boxes, more]), np.concatenate([labels, more_labels])
 
     def _sensors(self, index: int) -> dict[str, Any]:
-        """Images and points; the images resized per input geometry, or raw per camera where views are drawn."""
+        """What was read: images (resized per input geometry, or raw per camera where views are drawn) and points."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self.samples[index]
-        raw = dict(zip(self._cameras, load_sample_images(sample, self._cameras), strict=True))
+        read = load_sample(sample, self._cameras)
+        raw = dict(zip(self._cameras, read.images, strict=True))
         images: dict[str, Any] = {}
         if not self.augmentation.views_are_off:
             images = raw
@@ -115,7 +117,8 @@ class FrameDataset(Dataset[Frame]):
                 key = _input_key(spec)
                 if key not in images:
                     images[key] = self._preprocessors[name].images([raw[camera] for camera in spec.cameras])
-        sensors = {"images": images, "points": load_sample_points(sample)}
+        there = {camera for camera, image in raw.items() if image is not None}
+        sensors = {"images": images, "points": read.points, "cameras": there, "dropped": read.dropped}
         if self._cache is not None:
             self._cache[index] = sensors
         return sensors
@@ -136,10 +139,10 @@ class FrameDataset(Dataset[Frame]):
         images: NDArray[np.uint8],
         points: NDArray[np.float32],
         augmentation: FrameAug,
+        missing: Sequence[str],
     ) -> dict[str, Tensor]:
         preprocessor = self._preprocessors[name]
         pillars = preprocessor.pillars(points)
-        missing = [camera for camera in preprocessor.spec.cameras if camera not in sample.image_paths]
         img_aug = augmentation.img_aug(preprocessor.spec)
         lut_pixel, lut_depth = preprocessor.tables(sample.calibration, augmentation.bev_aug, img_aug, missing=missing)
         arrays = {
@@ -154,10 +157,11 @@ class FrameDataset(Dataset[Frame]):
 
 
 def collate(frames: list[Frame]) -> Frame:
-    """Stack frames into a batch: inputs per network, targets, tokens."""
+    """Stack frames into a batch: inputs per network, targets, tokens, and the sensors that frames go without."""
     names = frames[0]["inputs"]
     shared: dict[int, dict[str, Tensor]] = {}
     batch: Frame = {"token": [frame["token"] for frame in frames], "inputs": {}}
+    batch["dropped"] = [event for frame in frames for event in frame["dropped"]]
     for name in names:
         identity = id(names[name])
         if identity not in shared:

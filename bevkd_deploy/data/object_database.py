@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import sha256_json, write_atomic
 from bevkd_deploy.contracts.recipe_training import PasteConfig
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.sensor_files import POINT_COLUMNS, load_points
+from bevkd_deploy.data.sensor_files import POINT_COLUMNS, load_sample
 from bevkd_deploy.geometry.boxes import rows_in_boxes
 
 #: Rises when the same samples would give another database.
@@ -104,7 +104,7 @@ def build_database(
         on_frame: called with the number of frames that are done or have nothing to give.
 
     Raises:
-        DataError: a point file is missing or damaged.
+        DataError: a point file is missing or damaged, and the samples' `on_error` is "fail".
     """
     chosen = _chosen_rows(samples, config)
     boxes: list[NDArray[np.float64]] = []
@@ -113,7 +113,8 @@ def build_database(
     for index, rows in sorted(chosen.items()):
         sample = samples[index]
         assert sample.points_path is not None  # those are not chosen
-        cloud = load_points(sample.points_path)
+        # Under `on_error: drop_sensor` a broken turn has no points; training, which reads it too, reports it.
+        cloud = load_sample(replace(sample, sweeps=()), ()).points
         for row, inside in zip(rows, rows_in_boxes(cloud, sample.boxes[rows]), strict=True):
             if len(inside) >= config.min_points:  # the annotation counts radar points too
                 boxes.append(sample.boxes[row])

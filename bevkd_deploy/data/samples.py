@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bevkd_deploy.data.events import DroppedSensor, OnError
 from bevkd_deploy.geometry.calibration import Calibration
 
 
@@ -68,6 +69,8 @@ class Sample:
         annotations: the boxes as annotated, row by row those of `boxes`; None where the source has only LiDAR-frame
             boxes.
         bike_racks: where parked cycles are not evaluated; None where the source does not tell.
+        on_error: what to do where a sensor file turns out to be missing or broken when it is read.
+        dropped: sensors that were asked for and that the frame goes without since it was opened.
     """
 
     token: str
@@ -85,6 +88,8 @@ class Sample:
     sweeps: tuple[Sweep, ...] = ()
     annotations: GlobalBoxes | None = None
     bike_racks: GlobalBoxes | None = None
+    on_error: OnError = "fail"
+    dropped: tuple[DroppedSensor, ...] = ()
 
     @property
     def lidar2global(self) -> NDArray[np.float64]:

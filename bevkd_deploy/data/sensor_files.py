@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from bevkd_deploy.contracts.classes import LIDAR_NAME
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.data.events import DroppedSensor, SensorKind
+from bevkd_deploy.data.samples import Sample, Sweep
 from bevkd_deploy.geometry.frames import transform_points
 
 #: float32 columns of a nuScenes sweep: x, y, z, intensity, ring.
@@ -41,35 +45,111 @@ def load_points(path: Path) -> NDArray[np.float32]:
     return points
 
 
+@dataclass(frozen=True, eq=False)
+class Sensors:
+    """What the sensors of one frame saw.
+
+    Attributes:
+        images: RGB uint8 [H, W, 3] in the cameras' order; None for a camera that is missing in this frame.
+        points: float32 [P, 5] of keyframe and sweeps, the keyframe's LiDAR frame.
+        dropped: sensors that the frame goes without, whether that was known before or found as they were read.
+    """
+
+    images: list[NDArray[np.uint8] | None]
+    points: NDArray[np.float32]
+    dropped: tuple[DroppedSensor, ...]
+
+
+def load_sample(sample: Sample, cameras: Sequence[str]) -> Sensors:
+    """Read a frame as its `on_error` says: a broken file is an error, or the frame goes without that sensor.
+
+    Raises:
+        DataError: a file is missing or broken, and `sample.on_error` is "fail".
+    """
+    read = _Reader(sample, cameras)
+    images = [read.image(name) if name in sample.image_paths else None for name in cameras]
+    return Sensors(images, read.points(), tuple(read.dropped))
+
+
+def without_broken_files(sample: Sample, cameras: Sequence[str]) -> Sample:
+    """The sample with the paths of some cameras, and of its LiDAR, that can be read; for those who read them again."""
+    lost = {(event.kind, event.sensor) for event in load_sample(sample, cameras).dropped}
+    names = [name for name in cameras if name in sample.image_paths and ("camera", name) not in lost]
+    return replace(
+        sample,
+        image_paths={name: sample.image_paths[name] for name in names},
+        calibration=sample.calibration.select(names),
+        points_path=None if ("lidar", LIDAR_NAME) in lost else sample.points_path,
+    )
+
+
 def load_sample_images(sample: Sample, cameras: Sequence[str]) -> list[NDArray[np.uint8] | None]:
     """Images of some cameras as RGB uint8 [H, W, 3], in the given order; each must have its calibration's size.
 
-    None stands for a camera that is missing in this frame.
+    None stands for a camera that is missing in this frame; a broken file is an error whatever `on_error` says.
     """
-    sizes = dict(zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True))
-    return [
-        load_image(sample.image_paths[name], sizes[name]) if name in sample.image_paths else None for name in cameras
-    ]
+    return load_sample(replace(sample, points_path=None, sweeps=(), on_error="fail"), cameras).images
 
 
 def load_sample_points(sample: Sample) -> NDArray[np.float32]:
     """Points [N, 5] of a keyframe and its sweeps in the keyframe's LiDAR frame, each with its time lag.
 
-    No points where the LiDAR is missing in this frame.
+    No points where the LiDAR is missing in this frame; a broken file is an error whatever `on_error` says.
 
     Source of the rule: nuscenes-devkit 1.2.0, LidarPointCloud.from_file_multisweep. Returns within a square of 1 m
     around an earlier sensor position are the vehicle itself and are dropped, as there; those of the keyframe stay.
     """
-    if sample.points_path is None:
-        return np.zeros((0, POINT_COLUMNS), dtype=np.float32)
-    clouds = [load_points(sample.points_path)]
-    for sweep in sample.sweeps:
-        points = load_points(sweep.path)
-        points = points[~((np.abs(points[:, 0]) < EGO_HALF_SIDE_M) & (np.abs(points[:, 1]) < EGO_HALF_SIDE_M))]
-        points[:, :3] = transform_points(sweep.sweep2lidar, points[:, :3].astype(np.float64))
-        points[:, 4] = sweep.time_lag_s
-        clouds.append(points)
-    return np.concatenate(clouds) if sample.sweeps else clouds[0]
+    return load_sample(replace(sample, on_error="fail"), ()).points
+
+
+Read = TypeVar("Read")
+
+
+class _Reader:
+    """Reads the files of one sample and remembers what it goes without."""
+
+    def __init__(self, sample: Sample, cameras: Sequence[str]) -> None:
+        self.sample = sample
+        self.sizes = dict(zip(sample.calibration.cameras, sample.calibration.image_sizes_px, strict=True))
+        self.dropped = [event for event in sample.dropped if event.kind != "camera" or event.sensor in cameras]
+
+    def image(self, camera: str) -> NDArray[np.uint8] | None:
+        """One image, or None where it cannot be read."""
+        path = self.sample.image_paths[camera]
+        return self._attempt("camera", camera, lambda: load_image(path, self.sizes[camera]))
+
+    def points(self) -> NDArray[np.float32]:
+        """Points of what can be read of the keyframe's turn and the earlier ones; none without a keyframe."""
+        none = np.zeros((0, POINT_COLUMNS), dtype=np.float32)
+        path = self.sample.points_path
+        if path is None:
+            return none
+        keyframe = self._attempt("lidar", LIDAR_NAME, lambda: load_points(path))
+        if keyframe is None:
+            return none  # a frame of old points alone would pass for a frame of now
+        clouds = [keyframe]
+        for sweep in self.sample.sweeps:
+            points = self._attempt("sweep", LIDAR_NAME, lambda sweep=sweep: _load_sweep(sweep))  # type: ignore[misc]
+            if points is not None:
+                clouds.append(points)
+        return np.concatenate(clouds) if len(clouds) > 1 else clouds[0]
+
+    def _attempt(self, kind: SensorKind, sensor: str, read: Callable[[], Read]) -> Read | None:
+        try:
+            return read()
+        except DataError as error:
+            if self.sample.on_error == "fail":
+                raise
+            self.dropped.append(DroppedSensor(self.sample.token, kind, sensor, str(error)))
+            return None
+
+
+def _load_sweep(sweep: Sweep) -> NDArray[np.float32]:
+    points = load_points(sweep.path)
+    points = points[~((np.abs(points[:, 0]) < EGO_HALF_SIDE_M) & (np.abs(points[:, 1]) < EGO_HALF_SIDE_M))]
+    points[:, :3] = transform_points(sweep.sweep2lidar, points[:, :3].astype(np.float64))
+    points[:, 4] = sweep.time_lag_s
+    return points
 
 
 def load_image(path: Path, expected_hw_px: tuple[int, int] | None = None) -> NDArray[np.uint8]:

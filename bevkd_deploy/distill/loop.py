@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +21,7 @@ from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteE
 from bevkd_deploy.contracts.files import write_atomic
 from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset
+from bevkd_deploy.data.events import DropLog, DroppedSensor
 from bevkd_deploy.data.loader import frame_loader
 from bevkd_deploy.data.sampling import EpochSampler
 
@@ -35,11 +36,13 @@ class LoopHooks:
         on_step: after each optimizer step, with step, total steps and the losses of that step.
         on_epoch: after each epoch, with the number of finished epochs and the step module.
         save_weights: writes the network's weights; called with every state that is saved.
+        on_dropped: with the sensors that the frames of a batch go without (`data.on_error: drop_sensor`).
     """
 
     on_step: Callable[[int, int, dict[str, float]], None]
     on_epoch: Callable[[int], None]
     save_weights: Callable[[nn.Module], None]
+    on_dropped: Callable[[list[DroppedSensor]], object] = lambda _: None
 
 
 @dataclass
@@ -119,6 +122,8 @@ def fit(
             for batch in accelerator.skip_first_batches(loader, skip) if skip else loader:
                 losses = _train_one(accelerator, prepared, optimizer, schedule, batch, done / total, config)
                 done += 1
+                events.dropped(done, batch["dropped"])
+                hooks.on_dropped(batch["dropped"])
                 events.write(done, epoch, float(schedule.get_last_lr()[0]), losses)
                 hooks.on_step(done, total, losses)
                 if stop():
@@ -219,6 +224,7 @@ class _Events:
         self.run_dir = run_dir
         self.start = time.monotonic()
         self.truncate_after = truncate_after
+        self._drops = DropLog()
 
     def __enter__(self) -> _Events:
         if self.is_main:
@@ -228,6 +234,7 @@ class _Events:
                 kept = [line for line in lines if _step_of(line) <= self.truncate_after]
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            self._drops.add(event for line in kept if (event := _dropped_of(line)))
             self.handle = self.path.open("a", encoding="utf-8")
             first = None if self.truncate_after is None else self.truncate_after + 1
             self.board = SummaryWriter(str(self.run_dir / "tb"), purge_step=first)
@@ -237,6 +244,14 @@ class _Events:
         if self.is_main:
             self.handle.close()
             self.board.close()
+
+    def dropped(self, step: int, found: list[DroppedSensor]) -> None:
+        """One line for each sensor that a frame goes without, the first time that it is met."""
+        for event in self._drops.add(found):
+            if self.is_main:
+                line = {"event": "sensor_dropped", "step": step, **asdict(event)}
+                self.handle.write(json.dumps(line) + "\n")
+                self.handle.flush()
 
     def write(self, step: int, epoch: int, learning_rate: float, losses: dict[str, float]) -> None:
         """One line every few steps."""
@@ -248,6 +263,13 @@ class _Events:
         self.handle.flush()
         for name, value in {**losses, "learning_rate": learning_rate}.items():
             self.board.add_scalar(name, value, step)
+
+
+def _dropped_of(line: str) -> DroppedSensor | None:
+    event = json.loads(line)
+    if event.get("event") != "sensor_dropped":
+        return None
+    return DroppedSensor(**{field.name: event[field.name] for field in fields(DroppedSensor)})
 
 
 def _step_of(line: str) -> int:

@@ -36,10 +36,12 @@ class Calibration:
                 f"calibration of {count} cameras needs cam2img [{count}, 3, 3], lidar2cam [{count}, 4, 4] and {count} "
                 f"image sizes, got {shapes}"
             )
-        for name, intrinsics, extrinsics in zip(self.cameras, self.cam2img, self.lidar2cam, strict=True):
-            finite = np.isfinite(intrinsics).all() and np.isfinite(extrinsics).all()
-            if not finite or abs(np.linalg.det(intrinsics)) < 1e-9 or abs(np.linalg.det(extrinsics)) < 1e-9:
-                raise DataError(f"calibration of {name} is not invertible: cam2img {intrinsics.tolist()}")
+        sound = invertible(self.cam2img) & invertible(self.lidar2cam)
+        for row in np.flatnonzero(~sound)[:1]:
+            raise DataError(
+                f"calibration of {self.cameras[row]} is not invertible: cam2img {self.cam2img[row].tolist()}, "
+                f"lidar2cam {self.lidar2cam[row].tolist()}"
+            )
 
     def select(self, cameras: Sequence[str]) -> Calibration:
         """The same calibration for some cameras, in the given order."""
@@ -62,3 +64,10 @@ class Calibration:
         digest.update(np.ascontiguousarray(self.cam2img).tobytes())
         digest.update(np.ascontiguousarray(self.lidar2cam).tobytes())
         return digest.hexdigest()
+
+
+def invertible(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of the square matrices [..., n, n] are finite and have an inverse."""
+    finite = np.asarray(np.isfinite(matrices).all(axis=(-2, -1)))
+    determinant = np.linalg.det(np.where(finite[..., None, None], matrices, 0.0))
+    return np.asarray(finite & (np.abs(determinant) >= 1e-9))

@@ -37,6 +37,18 @@ def quaternion_to_matrix(wxyz: Array | tuple[float, ...] | list[float]) -> Array
     )
 
 
+def quaternions_to_matrices(wxyz: Array) -> Array:
+    """Rotation matrices [N, 3, 3] of quaternions [N, 4] (w, x, y, z); NaN where one has no length."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        w, x, y, z = (wxyz / np.linalg.norm(wxyz, axis=1, keepdims=True)).T
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
 def matrix_to_quaternion(rotation: Array) -> Array:
     """Quaternion (w, x, y, z) with w >= 0 of a rotation matrix [3, 3].
 
@@ -64,6 +76,15 @@ def pose(rotation_wxyz: Array | tuple[float, ...] | list[float], translation: Ar
     matrix[:3, :3] = quaternion_to_matrix(rotation_wxyz)
     matrix[:3, 3] = np.asarray(translation, dtype=np.float64)
     return matrix
+
+
+def poses(rotations_wxyz: Array, translations: Array) -> Array:
+    """4x4 matrices [N, 4, 4] of rotations [N, 4] followed by translations [N, 3]; NaN where one is no rotation."""
+    matrices = np.zeros((len(rotations_wxyz), 4, 4))
+    matrices[:, :3, :3] = quaternions_to_matrices(rotations_wxyz)
+    matrices[:, :3, 3] = translations
+    matrices[:, 3, 3] = 1.0
+    return matrices
 
 
 def yaw_pose(yaw_rad: float, translation: Array | list[float]) -> Array:

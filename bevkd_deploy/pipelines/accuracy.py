@@ -14,12 +14,13 @@ from rich.console import Console
 from bevkd_deploy.benchmark.result import Accuracy
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.data.events import DropLog
 from bevkd_deploy.data.samples import GlobalBoxes, Sample
-from bevkd_deploy.data.sensor_files import load_sample_images, load_sample_points
+from bevkd_deploy.data.sensor_files import load_sample
 from bevkd_deploy.evaluation.config import DetectionConfig
 from bevkd_deploy.evaluation.metrics import evaluate_records, summarize
 from bevkd_deploy.evaluation.submission import boxes_to_records, nan_to_null
-from bevkd_deploy.pipelines.progress import bar
+from bevkd_deploy.pipelines.progress import bar, reported_drops
 from bevkd_deploy.runtime.detections import Detections
 from bevkd_deploy.runtime.preprocess import Feed, Preprocessor
 
@@ -31,9 +32,13 @@ Records = dict[str, list[dict[str, Any]]]
 _MIN_SCORE = 0.02
 
 
-def sensors_of(sample: Sample, cameras: Sequence[str]) -> tuple[list[NDArray[np.uint8] | None], NDArray[np.float32]]:
-    """Decoded images in camera order, None for a missing camera, and points."""
-    return load_sample_images(sample, cameras), load_sample_points(sample)
+def sensors_of(
+    sample: Sample, cameras: Sequence[str], drops: DropLog
+) -> tuple[list[NDArray[np.uint8] | None], NDArray[np.float32]]:
+    """Decoded images in camera order, None for a missing camera, and points; `drops` is told what is left out."""
+    sensors = load_sample(sample, cameras)
+    drops.add(sensors.dropped)
+    return sensors.images, sensors.points
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -42,10 +47,10 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[place] for place in np.unique(places)]
 
 
-def feeds_of(samples: Sequence[Sample], spec: GraphSpec) -> list[Feed]:
-    """Graph inputs of some samples."""
+def feeds_of(samples: Sequence[Sample], spec: GraphSpec, drops: DropLog) -> list[Feed]:
+    """Graph inputs of some samples; `drops` is told which sensors are left out."""
     preprocess = Preprocessor(spec)
-    return [preprocess(*sensors_of(sample, spec.cameras), sample.calibration) for sample in samples]
+    return [preprocess(*sensors_of(sample, spec.cameras, drops), sample.calibration) for sample in samples]
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def detect(
     Args:
         samples: frames.
         infers: by name, the graph inputs that are wanted and what turns them into detections.
-        console: shows a bar.
+        console: shows a bar, and then what frames went without.
         title: of the bar.
 
     Returns:
@@ -149,10 +154,11 @@ def detect(
     """
     preprocessors = {spec: Preprocessor(spec) for spec, _ in infers.values()}
     found: dict[str, dict[str, Detections]] = {name: {} for name in infers}
-    with bar(console, title, len(samples)) as progress:
+    drops = DropLog()
+    with reported_drops(drops, title, console), bar(console, title, len(samples)) as progress:
         for sample in samples:
             feeds = {
-                spec: preprocess(*sensors_of(sample, spec.cameras), sample.calibration)
+                spec: preprocess(*sensors_of(sample, spec.cameras, drops), sample.calibration)
                 for spec, preprocess in preprocessors.items()
             }
             for name, (spec, infer) in infers.items():

@@ -18,11 +18,11 @@ from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import read_json, sha256_file, write_json, write_text
 from bevkd_deploy.contracts.requests import BenchmarkRequest
 from bevkd_deploy.contracts.sidecar import ParityRow, load_sidecar
+from bevkd_deploy.data.events import DropLog
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.source import open_split
 from bevkd_deploy.pipelines.accuracy import accuracy_of, detect, ground_truth, score, sensors_of, spread, submission_of
 from bevkd_deploy.pipelines.backends import Contender, artefact_contenders, infers_of, resolve_engine, torch_contenders
-from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
+from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
 from bevkd_deploy.pipelines.frame_files import write_frame_files
 from bevkd_deploy.pipelines.progress import bar
 from bevkd_deploy.pipelines.run_log import LoggedConsole
@@ -79,7 +79,7 @@ def benchmark_run(run: Run, request: BenchmarkRequest, console: Console) -> Benc
     teacher = obtain_teacher(run.loaded, root, console)
     contenders = [*torch_contenders(run, teacher, environment), *artefacts]
     running = [row for row in contenders if row.infer is not None]
-    samples = open_split(recipe.data, root, "val")
+    samples = read_split(recipe, root, "val", console)
 
     title = "detecting on the validation frames with every backend"
     found = detect(samples, infers_of(running), console, title)
@@ -160,7 +160,8 @@ def _time_all(run: Run, running: list[Contender], samples: list[Sample], console
     cameras = run.loaded.recipe.data.cameras
     # Frames spread over the split: point counts, and with them the cost of a frame, differ from scene to scene.
     chosen = spread(samples, settings.frames)
-    frames = [SensorFrame(*sensors_of(sample, cameras), sample.calibration) for sample in chosen]
+    drops = DropLog()  # detection, on all of these frames, has reported the same
+    frames = [SensorFrame(*sensors_of(sample, cameras, drops), sample.calibration) for sample in chosen]
     while len(frames) < settings.frames and len(samples) < settings.frames:
         frames.append(frames[len(frames) % len(samples)])  # a split of a few frames is gone through again
     timed = {row.key: row.timed for row in running if row.timed is not None}

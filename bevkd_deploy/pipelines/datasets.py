@@ -7,13 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.contracts.files import read_json, sha256_files
+from bevkd_deploy.contracts.files import read_json, sha256_files, sha256_json
 from bevkd_deploy.contracts.recipe import Recipe, SyntheticConfig
 from bevkd_deploy.contracts.recipe_loader import resolve_data_root
+from bevkd_deploy.data.index_cache import Listener, index_key
+from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.source import Split, open_split
 from bevkd_deploy.data.synthetic import write_dataset
 from bevkd_deploy.data.synthetic.dataset import GENERATOR_VERSION
-from bevkd_deploy.pipelines.progress import bar
+from bevkd_deploy.pipelines.progress import bar, late_bar
 
 
 def prepare_data(recipe: Recipe, console: Console) -> Path:
@@ -47,22 +49,18 @@ def prepare_data(recipe: Recipe, console: Console) -> Path:
 
 
 def data_digest(recipe: Recipe, root: Path) -> str:
-    """Hash of what the dataset says it holds: info files, or the tables that list scenes and samples."""
+    """Hash of what the dataset says it holds: info files, or the tables and the splits."""
     if recipe.data.source == "mmdet3d_infos":
         patterns = {str(recipe.data.train_infos), str(recipe.data.val_infos)}
         return sha256_files(sorted({path for pattern in patterns for path in root.glob(pattern)}))
-    tables = [root / recipe.data.version / f"{name}.json" for name in ("scene", "sample")]
     own = [path for path in (root / "splits.json", root / "dataset.json") if path.is_file()]
-    missing = [str(path) for path in tables if not path.is_file()]
-    if missing:
-        raise DataError(f"{root} is not a nuScenes root with version {recipe.data.version}: no {', '.join(missing)}")
-    return sha256_files([*tables, *own])
+    return sha256_json([index_key(root, recipe.data.version), sha256_files(own)])
 
 
-def describe_split(recipe: Recipe, root: Path, split: Split) -> str:
-    """One line on a split, for the plan of a dry run."""
-    samples = open_split(recipe.data, root, split)
-    return f"{len(samples)} frames of {len({sample.scene for sample in samples})} scenes"
+def read_split(recipe: Recipe, root: Path, split: Split, console: Console) -> list[Sample]:
+    """Samples of one of the recipe's splits; a bar shows where the tables take more than two seconds to read."""
+    with late_bar(console) as progress:
+        return open_split(recipe.data, root, split, Listener(progress, lambda line: console.print(f"  {line}")))
 
 
 def _check_synthetic(root: Path, settings: SyntheticConfig) -> None:

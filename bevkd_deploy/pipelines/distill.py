@@ -14,11 +14,10 @@ from bevkd_deploy.contracts.files import write_json
 from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.data.dataset import collate
-from bevkd_deploy.data.source import open_split
 from bevkd_deploy.distill.step import DistillationStep, tap_pairs, tap_shapes
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
+from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
 from bevkd_deploy.pipelines.dry_run import print_plan
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
@@ -70,7 +69,7 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
         step = DistillationStep(student, frozen, recipe.distill, channels)
     key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
     job = TrainingJob("distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed)
-    val = open_split(recipe.data, root, "val")
+    val = read_split(recipe, root, "val", console)
     summary = run_training(job, step, student, dataset, val, resume=resume, console=console)
     run.record_stage(
         "distill",

@@ -14,14 +14,15 @@ from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.contracts.requests import ExportRequest
 from bevkd_deploy.contracts.sidecar import UNTRAINED
 from bevkd_deploy.contracts.target import load_target
-from bevkd_deploy.data.source import open_split
+from bevkd_deploy.data.events import DropLog
 from bevkd_deploy.exporting.export import ExportOptions, ExportResult, Provenance, export_student
 from bevkd_deploy.geometry.calibration import Calibration
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.detector import DeployedStudent, parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.accuracy import feeds_of, spread
-from bevkd_deploy.pipelines.datasets import prepare_data
+from bevkd_deploy.pipelines.datasets import prepare_data, read_split
+from bevkd_deploy.pipelines.progress import print_drops
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, create_run, latest_run, open_run
 from bevkd_deploy.runtime.preprocess import Feed, Preprocessor
@@ -79,8 +80,11 @@ def export_run(run: Run, request: ExportRequest, console: Console) -> ExportResu
 
 
 def _validation_feeds(recipe: Recipe, spec: GraphSpec, console: Console) -> list[Feed]:
-    samples = open_split(recipe.data, prepare_data(recipe, console), "val")
-    return feeds_of(spread(samples, recipe.export.parity_frames), spec)
+    samples = read_split(recipe, prepare_data(recipe, console), "val", console)
+    drops = DropLog()
+    feeds = feeds_of(spread(samples, recipe.export.parity_frames), spec, drops)
+    print_drops(drops, "reading frames for parity", console)
+    return feeds
 
 
 def synthetic_feed(spec: GraphSpec, seed: int) -> Feed:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.data.samples import Sample
+from bevkd_deploy.data.sensor_files import without_broken_files
 from bevkd_deploy.report.frame_view import FrameBox, FrameView, load_frame_view, write_frame_view
 from bevkd_deploy.report.pictures import draw_frame
 from bevkd_deploy.runtime.detections import Detections
@@ -36,6 +37,8 @@ def write_frame_files(
     """
     pictures: list[Path] = []
     for sample in samples:
+        if sample.on_error == "drop_sensor":  # the picture has no place for a sensor that cannot be read
+            sample = without_broken_files(sample, spec.cameras)
         view = _view(sample, spec, {actor: frames[sample.token] for actor, frames in detections.items()}, folder)
         pictures += draw_frame(load_frame_view(write_frame_view(view, folder)), folder)
     return pictures

@@ -9,10 +9,9 @@ from rich.console import Console
 
 from bevkd_deploy.benchmark.environment import collect_environment
 from bevkd_deploy.data.samples import Sample
-from bevkd_deploy.data.source import open_split
 from bevkd_deploy.pipelines.accuracy import detect
 from bevkd_deploy.pipelines.backends import infers_of, torch_contenders
-from bevkd_deploy.pipelines.datasets import prepare_data
+from bevkd_deploy.pipelines.datasets import prepare_data, read_split
 from bevkd_deploy.pipelines.frame_files import write_frame_files
 from bevkd_deploy.pipelines.runs import open_run
 from bevkd_deploy.pipelines.teacher import obtain_teacher
@@ -25,7 +24,7 @@ def show(run_path: Path, *, console: Console) -> list[Path]:
     root = prepare_data(recipe, console)
     teacher = obtain_teacher(run.loaded, root, console)
     contenders = torch_contenders(run, teacher, collect_environment())
-    samples = picture_samples(open_split(recipe.data, root, "val"), max(1, recipe.benchmark.pictures))
+    samples = picture_samples(read_split(recipe, root, "val", console), max(1, recipe.benchmark.pictures))
     found = detect(samples, infers_of(contenders), console, "detecting")
     actors = {"teacher": found["teacher-fp32"], "student": found["student-torch-fp32"]}
     pictures = write_frame_files(samples, recipe.student_spec(), actors, run.path / "pictures")

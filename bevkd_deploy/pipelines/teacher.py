@@ -12,12 +12,11 @@ from rich.console import Console
 from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import read_json, sha256_file, write_json
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
-from bevkd_deploy.data.source import open_split
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.datasets import data_digest
+from bevkd_deploy.pipelines.datasets import data_digest, read_split
 from bevkd_deploy.pipelines.runs import RUNS
 from bevkd_deploy.pipelines.training import (
     TrainingJob,
@@ -91,7 +90,7 @@ def train_teacher(loaded: LoadedRecipe, root: Path, folder: Path, console: Conso
         TrainingStep(detector, "teacher"),
         detector,
         dataset,
-        open_split(recipe.data, root, "val"),
+        read_split(recipe, root, "val", console),
         resume=resume or (folder / "state" / "state.pt").is_file(),
         console=console,
     )
@@ -140,6 +139,6 @@ def _measured(
     if kept.is_file():
         summary: dict[str, Any] = read_json(kept, "teacher evaluation")
         return summary
-    summary = evaluate_detector(detector, open_split(recipe.data, root, "val"), console, "evaluating the teacher")
+    summary = evaluate_detector(detector, read_split(recipe, root, "val", console), console, "evaluating the teacher")
     write_json(kept, summary)
     return summary

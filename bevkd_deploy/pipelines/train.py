@@ -9,10 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from bevkd_deploy.contracts.recipe_loader import load_recipe
-from bevkd_deploy.data.source import open_split
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
+from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
 from bevkd_deploy.pipelines.teacher import train_teacher
@@ -55,7 +54,7 @@ def _train_student(run: Run, root: Path, resume: bool, console: Console) -> None
     job = TrainingJob(
         "training the student alone", run.path, key, "student", recipe.student.model, settings, recipe.seed
     )
-    val = open_split(recipe.data, root, "val")
+    val = read_split(recipe, root, "val", console)
     run_training(job, TrainingStep(detector, "student"), detector, dataset, val, resume=resume, console=console)
 
 

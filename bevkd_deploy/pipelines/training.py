@@ -16,16 +16,17 @@ from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import ModelConfig, Recipe
 from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset
+from bevkd_deploy.data.events import DropLog
 from bevkd_deploy.data.object_database import ObjectDatabase, build_database, database_key
 from bevkd_deploy.data.paste import Paster
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.sampling import EpochSampler
-from bevkd_deploy.data.source import open_split
 from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
 from bevkd_deploy.models.checkpoint import read_notes, save_detector
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.pipelines.accuracy import detect, ground_truth, score, submission_of
-from bevkd_deploy.pipelines.progress import Bar, bar
+from bevkd_deploy.pipelines.datasets import read_split
+from bevkd_deploy.pipelines.progress import Bar, bar, reported_drops
 from bevkd_deploy.pipelines.runs import RUNS
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 
@@ -68,7 +69,7 @@ def training_frames(
     """
     target_of = next(iter(specs))
     models = {"student": recipe.student.model, "teacher": recipe.teacher.model}
-    samples = open_split(recipe.data, root, "train")
+    samples = read_split(recipe, root, "train", console)
     return FrameDataset(
         samples,
         specs,
@@ -117,8 +118,12 @@ def run_training(
             best_map = summary["present"]["mean_ap"]
             save_detector(best, detector, job.model, {"key": job.key, "role": job.role, "mAP": best_map})
 
-    with bar(console, job.title, _total_steps(dataset, job.train, job.seed)) as progress:
-        hooks = LoopHooks(_step_reporter(progress), on_epoch, save_weights)
+    drops = DropLog()
+    with (
+        reported_drops(drops, job.title, console),
+        bar(console, job.title, _total_steps(dataset, job.train, job.seed)) as progress,
+    ):
+        hooks = LoopHooks(_step_reporter(progress), on_epoch, save_weights, drops.add)
         state = TrainingState(job.folder / "state" / "state.pt", job.key)
         fit(
             step_module,

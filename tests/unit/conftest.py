@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,14 @@ def tiny_model_config() -> Callable[..., ModelConfig]:
 def tiny_spec(tiny_model_config: Callable[..., ModelConfig]) -> GraphSpec:
     """Graph contract of the default tiny detector with two cameras."""
     return tiny_model_config().graph_spec(TINY_CAMERAS)
+
+
+@pytest.fixture(scope="session")
+def write_rig_world() -> Callable[..., Path]:
+    """A factory of small datasets with any cameras; see rig_world.py."""
+    spec = importlib.util.spec_from_file_location("rig_world", Path(__file__).with_name("rig_world.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make: Callable[..., Path] = module.write_rig_world
+    return make

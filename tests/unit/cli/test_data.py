@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bevkd_deploy.cli.main import app
-from bevkd_deploy.contracts.errors import DataError, UsageError
+from bevkd_deploy.contracts.errors import FindingsError, UsageError
 
 RUNNER = CliRunner()
 
@@ -60,8 +60,8 @@ def test_a_truncated_sweep_is_found(dataset: Path) -> None:
         done = RUNNER.invoke(app, ["data", "check", str(dataset)])
     finally:
         sweep.write_bytes(whole)
-    assert isinstance(done.exception, DataError)
-    assert done.exception.exit_code == 5
-    assert str(done.exception) == f"{dataset}: 1 finding"
+    assert isinstance(done.exception, FindingsError)
+    assert done.exception.exit_code == 1
+    assert str(done.exception) == f"{dataset}: 1 finding (points 1)"
     assert done.stdout.count("\n") == 1
     assert sweep.name in done.stdout

@@ -170,6 +170,29 @@ def longest_track(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return max(tracks, key=len)
 
 
+def velocities(root: Path) -> dict[str, Any]:
+    """Velocity by annotation token; rows of a sample stand in the table's order."""
+    classes = {row["token"]: row["name"] for row in json.loads((root / VERSION / "category.json").read_text())}
+    instances = json.loads((root / VERSION / "instance.json").read_text())
+    known = {row["token"] for row in instances if classes[row["category_token"]] in CATEGORY_TO_CLASS}
+    tokens: dict[str, list[str]] = {}
+    for row in json.loads((root / VERSION / "sample_annotation.json").read_text()):
+        if row["instance_token"] in known:
+            tokens.setdefault(row["sample_token"], []).append(row["token"])
+    found: dict[str, Any] = {}
+    for sample in read(root):
+        assert sample.annotations is not None
+        found |= zip(tokens[sample.token], sample.annotations.velocity_mps, strict=True)
+    return found
+
+
+def test_velocities_are_those_of_the_devkit(tiny_world: Path, devkit: SimpleNamespace) -> None:
+    found = velocities(tiny_world)
+    assert len(found) > 50
+    for token, velocity in found.items():
+        np.testing.assert_array_equal(velocity, devkit.nusc.box_velocity(token)[:2])
+
+
 def test_velocity_of_short_and_interrupted_tracks(copied: Path) -> None:
     """The devkit's rule: neighbours at most 1.5 s apart, 3 s for a central difference; else unknown."""
     times = {row["token"]: row["timestamp"] for row in edit(copied, "sample", lambda rows: None)}
@@ -185,22 +208,22 @@ def test_velocity_of_short_and_interrupted_tracks(copied: Path) -> None:
     rows = edit(copied, "sample_annotation", stretch)
     track = [row for row in rows if row["translation"][0] in (0.0, 10.0, 40.0, 90.0) and row["translation"][2] == 0.0]
     track.sort(key=lambda row: row["translation"][0])
-    tables = NuScenesTables(copied, VERSION)
+    found = velocities(copied)
     seconds = [1e-6 * times[row["sample_token"]] for row in track]
-    assert np.isnan(tables._velocity(track[0])).all()
+    assert np.isnan(found[track[0]["token"]]).all()
     forward = (30 / (seconds[2] - seconds[1]), -2 / (seconds[2] - seconds[1]))
-    assert tables._velocity(track[1]) == pytest.approx(forward)
+    assert found[track[1]["token"]] == pytest.approx(forward)
     central = (80 / (seconds[3] - seconds[1]), -4 / (seconds[3] - seconds[1]))
-    assert tables._velocity(track[2]) == pytest.approx(central)
+    assert found[track[2]["token"]] == pytest.approx(central)
 
     moved = track[3]["sample_token"]
     start = times[track[2]["sample_token"]]
     edit(copied, "sample", lambda rows: [r.update(timestamp=start + gap_us) for r in rows if r["token"] == moved])
-    tables = NuScenesTables(copied, VERSION)
-    assert np.isnan(tables._velocity(track[3])).all()  # 1.6 s between two
-    assert np.isfinite(tables._velocity(track[2])).all()  # 2.1 s over three
+    found = velocities(copied)
+    assert np.isnan(found[track[3]["token"]]).all()  # 1.6 s between two
+    assert np.isfinite(found[track[2]["token"]]).all()  # 2.1 s over three
     edit(copied, "sample", lambda rows: [r.update(timestamp=start + 2 * gap_us) for r in rows if r["token"] == moved])
-    assert np.isnan(NuScenesTables(copied, VERSION)._velocity(track[2])).all()  # 3.7 s over three
+    assert np.isnan(velocities(copied)[track[2]["token"]]).all()  # 3.7 s over three
 
 
 def test_categories_outside_detection_are_left_out(copied: Path, samples: list[Sample]) -> None:
@@ -214,6 +237,23 @@ def test_categories_outside_detection_are_left_out(copied: Path, samples: list[S
     assert (samples[0].labels == car).sum() > 0
     kept = read(copied)[0]
     assert np.array_equal(kept.boxes, samples[0].boxes[samples[0].labels != car], equal_nan=True)
+
+
+def test_bike_racks_are_kept_apart(copied: Path, samples: list[Sample]) -> None:
+    def rename(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["name"] == "vehicle.car":
+                row["name"] = "static_object.bicycle_rack"
+            elif row["name"] == "static_object.bicycle_rack":
+                row["name"] = "animal"
+
+    edit(copied, "category", rename)
+    car = samples[0].labels == CLASS_NAMES.index("car")
+    kept = read(copied)[0]
+    assert samples[0].annotations is not None and kept.annotations is not None and kept.bike_racks is not None
+    assert 0 < len(kept.bike_racks) == car.sum() and len(kept.annotations) == len(kept.boxes) == (~car).sum()
+    np.testing.assert_array_equal(kept.bike_racks.translation_m, samples[0].annotations.translation_m[car])
+    np.testing.assert_array_equal(kept.bike_racks.size_m, samples[0].annotations.size_m[car])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from bevkd_deploy.contracts.recipe import DataConfig
 from bevkd_deploy.data.sensor_files import load_points, load_sample_points
@@ -64,8 +63,3 @@ def test_points_of_parked_objects_stay_in_their_boxes(root: Path) -> None:
     older = points_in_boxes(points[points[:, 4] > 0], parked).sum(axis=0)
     # Five older turns see about five times the points of one, where nothing moves.
     assert older.sum() > 3 * keyframe.sum()
-
-
-def test_info_files_refuse_sweeps() -> None:
-    with pytest.raises(ValidationError, match="sweeps must be 0"):
-        DataConfig(source="mmdet3d_infos", root=".", train_infos="a.pkl", val_infos="a.pkl", sweeps=1)
