@@ -1,8 +1,9 @@
 """Arithmetic that gives the same bits on every machine, so that the same seed writes the same files.
 
 NumPy's `+ - * /`, `sqrt`, comparisons and rounding work number by number and are exact by IEEE 754 whatever the CPU.
-Its sine, exponential, matrix products (BLAS), `einsum` and `hypot` are not: they pick a kernel by CPU and differ in the
-last bit. The generator therefore computes what it writes with the functions below, which use the former alone.
+Its exponential and matrix products (BLAS) are not: they pick a kernel by CPU and differ in the last bit. Nor are sine,
+`einsum` and `hypot` promised to be the same in another build or on another architecture. The generator therefore
+computes what it writes with the functions below, which use the former alone.
 """
 
 from __future__ import annotations
