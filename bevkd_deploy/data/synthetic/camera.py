@@ -36,8 +36,10 @@ _SHADOW_RGB = (46.0, 46.0, 50.0)
 _SHADOW_GROWTH_M = 0.12
 #: The noise of a picture is cut out of a larger one, this much larger.
 _NOISE_MARGIN_PX = 64
-#: The ground is looked up at every second pixel of every second row, with 1/32 of a ground pixel.
-_GROUND_STEP_PX, _REMAP_STEPS = 2, 32
+#: The ground is looked up at 1/32 of its pixel.
+_REMAP_STEPS = 32
+#: ... and at every second pixel of every second row, in images wider than this at every fourth.
+_WIDE_PX = 1024
 #: Ground farther than this is drawn as if it were here: beyond the ground's picture.
 _FAR_M = 1000.0
 
@@ -103,7 +105,7 @@ class _View:
     Attributes:
         horizon_px: rows of the horizon at the left and the right border.
         first_row: the first row that may show ground.
-        ground_m: x and y on the ground at every second pixel, ego frame, float32 [2, h, w].
+        ground_m: x and y on the ground at every second or fourth pixel, ego frame, float32 [2, h, w].
         sky: BGR of each row above `first_row`, [first_row, 3].
     """
 
@@ -145,13 +147,13 @@ class CameraPainter:
         first = view.first_row
         image = np.empty((height, width, 3), dtype=np.uint8)
         if first > 0:
-            sky = np.round(np.minimum(view.sky * gain, 255.0)).astype(np.uint8)[:, None]
-            cv2.resize(sky, (width, first), dst=image[:first], interpolation=cv2.INTER_NEAREST)
+            sky = np.round(np.minimum(view.sky * gain, 255.0)).astype(np.uint8)
+            _fill_rows(image[:first], sky)
         if first < height:
-            # Integers only: look-up at 1/32 pixel, then doubling by the resize that is exact by contract.
+            # Integers only: look-up at 1/32 pixel, then enlarging by the resize that is exact by contract.
             levels = np.round(np.minimum(np.arange(256) * gain, 255.0)).astype(np.uint8)
-            half = cv2.LUT(self._ground_seen(view, ego_pose), levels)
-            cv2.resize(half, (width, height - first), dst=image[first:], interpolation=cv2.INTER_LINEAR_EXACT)
+            ground = cv2.LUT(self._ground_seen(view, ego_pose), levels)
+            cv2.resize(ground, (width, height - first), dst=image[first:], interpolation=cv2.INTER_LINEAR_EXACT)
         left, right = view.horizon_px
         band = np.array([[0, first], [width, first], [width, right + 1.5], [0, left + 1.5]])
         haze = [min(255.0, round(float(c) * gain)) for c in self._weather.haze[::-1]]
@@ -159,7 +161,7 @@ class CameraPainter:
         return image
 
     def _ground_seen(self, view: _View, ego_pose: Array) -> Image:
-        """The ground at every second pixel below the horizon, BGR."""
+        """The ground at some pixels below the horizon, BGR."""
         cos, sin = (np.float32(n * _REMAP_STEPS / PIXEL_M) for n in cos_sin(ego_pose[2]))
         shift = (ego_pose[:2] - self._ground.origin) * (_REMAP_STEPS / PIXEL_M)
         x, y = view.ground_m
@@ -180,6 +182,17 @@ class CameraPainter:
         )
 
 
+def _fill_rows(image: Image, colors: Image) -> None:
+    """Give every row [W, 3] of an image one colour of [H, 3], by doubling what is filled."""
+    flat = image.reshape(len(image), -1)
+    flat[:, :3] = colors
+    done, total = 3, flat.shape[1]
+    while done < total:
+        more = min(done, total - done)
+        flat[:, done : done + more] = flat[:, :more]
+        done += more
+
+
 def _noise(size_hw_px: tuple[int, int], sigma: float, rng: np.random.Generator) -> tuple[Image, Image]:
     """Normal noise of a picture larger than the camera's, as what is added and what is taken away."""
     quantiles = np.array([NormalDist().inv_cdf((n + 0.5) / 256) for n in range(256)])
@@ -196,10 +209,11 @@ def _make_view(camera: Camera, weather: Weather) -> _View:
     up = rays[2]  # height of the pixel's ray, as a linear function of the pixel
     horizon = float(-up[2] / up[1]), float(-(up[2] + up[0] * width) / up[1])
     first = int(np.clip(np.floor(min(horizon)), 0, height))
-    first -= first % _GROUND_STEP_PX
-    # Centre of a 2x2 block: INTER_LINEAR_EXACT puts the result's pixels at +-1/4 around the source's.
-    columns = np.arange(0.5, width, _GROUND_STEP_PX)
-    rows = np.arange(first + 0.5, height, _GROUND_STEP_PX)[:, None]
+    step = 4 if width > _WIDE_PX else 2
+    first -= (first - height) % step
+    # Centres of blocks: that is where the resize takes its source's pixels to be.
+    columns = np.arange((step - 1) / 2, width, step)
+    rows = np.arange(first + (step - 1) / 2, height, step)[:, None]
     x, y, z = (row[0] * columns + row[1] * rows + row[2] for row in rays)
     reach = camera.cam2ego[2, 3] / np.maximum(-z, 1e-9)
     reach = np.minimum(reach, _FAR_M / length(x, y))

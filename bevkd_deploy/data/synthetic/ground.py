@@ -50,7 +50,8 @@ class Ground:
         column = np.round((cos * x - sin * y + shift_x) / PIXEL_M).astype(np.int64)
         row = np.round((sin * x + cos * y + shift_y) / PIXEL_M).astype(np.int64)
         height, width = self.picture.shape[:2]
-        colors = self.picture[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)].astype(np.int64)
+        place = np.clip(row, 0, height - 1) * width + np.clip(column, 0, width - 1)
+        colors = np.take(self.picture.reshape(-1, 3), place, axis=0).astype(np.float64)
         share = (colors[:, 0] + colors[:, 1] + colors[:, 2]) / 765.0
         result: Array = 0.9 * (share * share)
         return result

@@ -54,12 +54,12 @@ class Lidar:
         self._difficulty = profile.difficulty
         azimuth = (np.arange(self._columns) + 0.5) * (2 * np.pi / self._columns) - np.pi
         (cos_e, sin_e), (cos_a, sin_a) = cos_sin(BEAM_ELEVATIONS_RAD), cos_sin(azimuth[:, None])  # [columns, beams]
-        self._directions = np.stack([cos_e * cos_a, cos_e * sin_a, np.broadcast_to(sin_e, (len(azimuth), 32))], axis=-1)
-        self._directions = self._directions.reshape(-1, 3)
+        parts = (cos_e * cos_a, cos_e * sin_a, np.broadcast_to(sin_e, (len(azimuth), len(sin_e))))
+        self._directions = np.stack([part.reshape(-1) for part in parts])  # LiDAR frame, [3, rays]
         self._ring = np.tile(np.arange(len(BEAM_ELEVATIONS_RAD)), self._columns)
         self._origin = lidar2ego[:3, 3]
         self._ego2lidar = invert_rigid(lidar2ego)
-        self._rays = np.ascontiguousarray(rotate(lidar2ego[:3, :3], self._directions).T)  # ego frame, [3, rays]
+        self._rays = np.ascontiguousarray(rotate(lidar2ego[:3, :3], self._directions.T).T)  # ego frame, [3, rays]
         self._ground_m = self._ground_distance()
 
     def scan(
@@ -83,7 +83,9 @@ class Lidar:
         things, rays = len(snapshot.things), len(self._ring)
         reached = np.zeros(things, dtype=np.int64)
         if possible:
-            reached = np.bincount(np.unique(owner * rays + ray) // rays, minlength=things)
+            hits = np.sort(owner * rays + ray)  # a ray may hit several parts of one thing
+            fresh = np.concatenate([hits[:1] >= 0, hits[1:] != hits[:-1]])
+            reached = np.bincount(hits[fresh] // rays, minlength=things)
 
         nearest = self._ground_m.copy()
         np.minimum.at(nearest, ray, distance)
@@ -94,8 +96,8 @@ class Lidar:
         shine[ray[first]] = snapshot.part_reflectivity[part[first]] * (0.35 + 0.65 * incidence[first])
         near = np.flatnonzero((nearest < self._range_m) & (nearest > BLIND_M))
         on_ground = near[ray_owner[near] == GROUND]
-        hits = [self._origin[axis] + self._rays[axis, on_ground] * nearest[on_ground] for axis in (0, 1)]
-        shine[on_ground] = ground.reflectivity(np.stack(hits, axis=-1), ego_pose)
+        places = [self._origin[axis] + self._rays[axis, on_ground] * nearest[on_ground] for axis in (0, 1)]
+        shine[on_ground] = ground.reflectivity(np.stack(places, axis=-1), ego_pose)
         return self._returns(near, nearest[near], ray_owner[near], shine[near], (reached, rng))
 
     def _returns(
@@ -112,7 +114,8 @@ class Lidar:
         distance = distance + noise * rng.standard_normal(len(ray))
         intensity = 110.0 * shine * (1.1 - 0.5 * fade) * exp(0.15 * rng.standard_normal(len(ray)))
         points = np.empty((len(ray), 5), dtype=np.float32)
-        points[:, :3] = self._directions[ray] * distance[:, None]
+        for axis in range(3):
+            points[:, axis] = self._directions[axis][ray] * distance
         points[:, 3] = np.clip(np.round(intensity), 0, 255)
         points[:, 4] = self._ring[ray]
         seen = np.bincount(owner[owner != GROUND], minlength=len(possible))
@@ -124,7 +127,7 @@ class Lidar:
         The window may differ in the last bit between machines, so it is a little wider than the part: whether a ray at
         its edge hits is decided by the exact intersection.
         """
-        planes = (snapshot.part_planes[..., :3] != 0).any(axis=2).sum(axis=1)
+        planes = snapshot.part_plane_counts
         parts = np.argsort(-planes, kind="stable")
         points = transform(self._ego2lidar, snapshot.part_points[parts])
         least, most = extent(points)

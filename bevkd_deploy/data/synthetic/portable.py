@@ -65,7 +65,9 @@ def exp(value: ArrayLike) -> Array:
     rest = (x - twos * _LN2_HIGH) - twos * _LN2_LOW
     series = np.ones_like(rest)
     for n in range(14, 0, -1):
-        series = 1.0 + series * rest / n
+        series *= rest
+        series *= 1.0 / n
+        series += 1.0
     result: Array = np.ldexp(series, twos.astype(np.int32))
     return result
 

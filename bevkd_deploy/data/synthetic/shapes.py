@@ -7,13 +7,12 @@ The LiDAR intersects rays with the parts' planes; the cameras fill the parts' fa
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bevkd_deploy.data.synthetic.portable import cos_sin, cos_sin_of, dot, transform
+from bevkd_deploy.data.synthetic.portable import cos_sin, cos_sin_of, dot, length, transform
 
 Array = NDArray[np.float64]
 Color = tuple[float, float, float]
@@ -64,8 +63,8 @@ class ShapeBuilder:
         self._normals: list[Array] = []
         self._colors: list[Color] = []
         self._parts: list[int] = []
-        self._last_sides: list[Array] = []
-        self._last_normals: list[Array] = []
+        self._last_sides: Array = np.zeros((0, 4, 3))
+        self._last_normals: Array = np.zeros((0, 3))
 
     def box(
         self,
@@ -154,18 +153,19 @@ class ShapeBuilder:
         if move is not None:
             low, high = transform(move, low), transform(move, high)
         follow = np.roll(np.arange(n), -1)
-        self._last_sides = [np.array([low[i], low[j], high[j], high[i]]) for i, j in enumerate(follow)]
+        self._last_sides = np.stack([low, low[follow], high[follow], high], axis=1)
+        self._last_normals = _normals(self._last_sides)
         part = len(self._points)
         self._points.append(np.concatenate([low, high]))
         self._reflectivity.append(reflectivity)
         planes = np.zeros((MAX_PLANES, 4))
         planes[:, 3] = 1.0
-        polygons = [low[::-1], high, *self._last_sides]
-        normals = [_normal(polygon) for polygon in polygons]
-        self._last_normals = normals[2:]
-        for index, (polygon, normal) in enumerate(zip(polygons, normals, strict=True)):
-            self._add_face(polygon, normal, color, part)
-            planes[index] = [*normal, dot(normal, polygon[0])]
+        ends = np.stack([low[::-1], high])
+        for first, polygons, normals in ((0, ends, _normals(ends)), (2, self._last_sides, self._last_normals)):
+            planes[first : first + len(polygons), :3] = normals
+            planes[first : first + len(polygons), 3] = dot(normals, polygons[:, 0])
+            for polygon, normal in zip(polygons, normals, strict=True):
+                self._add_face(polygon, normal, color, part)
         self._planes.append(planes)
         return self
 
@@ -206,11 +206,12 @@ def _on_quad(quad: Array, uv: Array) -> Array:
     return points
 
 
-def _normal(polygon: Array) -> Array:
-    """Outward unit normal of a convex polygon, counter-clockwise seen from outside."""
-    (ax, ay, az), (bx, by, bz) = (polygon[1] - polygon[0]).tolist(), (polygon[2] - polygon[0]).tolist()
+def _normals(polygons: Array) -> Array:
+    """Outward unit normals of convex polygons [n, k, 3], counter-clockwise seen from outside, [n, 3]."""
+    (ax, ay, az), (bx, by, bz) = ((polygons[:, k] - polygons[:, 0]).T for k in (1, 2))
     x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
-    return np.array([x, y, z]) / math.sqrt(x * x + y * y + z * z)
+    normals: Array = np.stack([x, y, z], axis=1) / length(x, y, z)[:, None]
+    return normals
 
 
 def _pad(points: Array, count: int) -> Array:

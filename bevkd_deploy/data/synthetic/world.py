@@ -27,6 +27,7 @@ class Snapshot:
         annotated: whether the thing is an object with an annotation, [N].
         part_points: [P, 16, 3].
         part_planes: outward normal and offset, [P, 10, 4].
+        part_plane_counts: how many of the planes bound the part, [P].
         part_reflectivity: [P].
         part_owner: row of each part in `things`, [P].
         face_points: [F, 8, 3].
@@ -43,6 +44,7 @@ class Snapshot:
     annotated: NDArray[np.bool_]
     part_points: Array
     part_planes: Array
+    part_plane_counts: Index
     part_reflectivity: Array
     part_owner: Index
     face_points: Array
@@ -66,6 +68,7 @@ class World:
         self._annotated = np.array([bool(thing.category) for thing in layout.things])
         self._part_points = np.concatenate([shape.part_points for shape in shapes])
         self._part_planes = np.concatenate([shape.part_planes for shape in shapes])
+        self._part_plane_counts = (self._part_planes[..., :3] != 0).any(axis=2).sum(axis=1)
         self._part_reflectivity = np.concatenate([shape.part_reflectivity for shape in shapes])
         self._part_thing = np.repeat(np.arange(len(shapes)), [len(shape.part_points) for shape in shapes])
         self._face_points = np.concatenate([shape.face_points for shape in shapes])
@@ -107,6 +110,7 @@ class World:
             annotated=self._annotated[things],
             part_points=_place(turn, poses, part_thing, self._part_points[parts]),
             part_planes=planes,
+            part_plane_counts=self._part_plane_counts[parts],
             part_reflectivity=self._part_reflectivity[parts],
             part_owner=row[part_thing],
             face_points=_place(turn, poses, face_thing, self._face_points[shown]),

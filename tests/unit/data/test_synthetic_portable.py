@@ -22,7 +22,7 @@ DIGESTS = {
     2: {
         "images": "982e57a7a2ee895299018b8935af42775cb38e8a8860cac61602569ebb188531",
         "LiDAR": "715dab3e88ee8fa473585ec0cd8043a092cf8e9293e1d309fb95e4b3e21359c9",
-        "tables": "dcb4875e75f4213e5c8db6aacb078bfd4b69513a56dbdcb91c111fd8b1c438a9",
+        "tables": "9a7c64b7476f760c190c7097583d6e058b4a5ade02494a4e76b69307c9d649bb",
     }
 }
 

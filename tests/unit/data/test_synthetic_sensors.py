@@ -100,7 +100,7 @@ def share_of_wrong_pixels(snapshot: Snapshot, camera: Camera, count: int) -> flo
     rows, columns = rows[chosen], columns[chosen]
     rays = np.column_stack([columns, rows, np.ones(count)]) @ np.linalg.inv(camera.cam2img).T
     rays = rays @ camera.cam2ego[:3, :3].T
-    planes = (snapshot.part_planes[..., :3] != 0).any(axis=2).sum(axis=1)
+    planes = snapshot.part_plane_counts
     parts = np.argsort(-planes)
     every = Pairs(parts, np.full(len(parts), count), planes[parts], np.tile(np.arange(count), len(parts)))
     distance, _ = _intersect(snapshot.part_planes, camera.cam2ego[:3, 3], rays.T, every)
