@@ -28,6 +28,7 @@ help: ## list the targets
 
 demo: $(RUN_EXTRAS) ## synthetic data, teacher, distillation, export, benchmark; on the CPU, in minutes
 	test -f data/quickstart/dataset.json || $(BIN)/bevkd data synth data/quickstart --scenes 20 --val-scenes 4 --seed 0 --profile quickstart --workers 2
+	$(BIN)/bevkd data check data/quickstart --workers 2
 	$(BIN)/bevkd distill recipes/quickstart.yaml
 	$(BIN)/bevkd export --trt fp16
 	$(BIN)/bevkd benchmark --engine student.onnx

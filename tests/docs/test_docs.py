@@ -137,7 +137,8 @@ def test_the_demo_is_the_quickstart() -> None:
     commands = [line[line.index("bevkd ") :] for line in done.stdout.splitlines() if "/bevkd " in line]
     for line in commands:
         check_command(line)
-    assert [line.split()[1] for line in commands] == ["data", "distill", "export", "benchmark"]
+    assert [line.split()[1:3] for line in commands[:2]] == [["data", "synth"], ["data", "check"]]
+    assert [line.split()[1] for line in commands[2:]] == ["distill", "export", "benchmark"]
     recipe = load_recipe("quickstart").recipe
     world = recipe.data.synthetic
     assert world is not None
