@@ -27,20 +27,19 @@ def quaternion_to_matrix(wxyz: Array | tuple[float, ...] | list[float]) -> Array
     norm = float(np.linalg.norm(quaternion))
     if quaternion.shape != (4,) or not norm > 0:
         raise ValueError(f"a rotation needs a non-zero quaternion (w, x, y, z), got {quaternion.tolist()}")
-    w, x, y, z = quaternion / norm
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    return _unit_quaternions_to_matrices(quaternion / norm)
 
 
 def quaternions_to_matrices(wxyz: Array) -> Array:
     """Rotation matrices [N, 3, 3] of quaternions [N, 4] (w, x, y, z); NaN where one has no length."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        w, x, y, z = (wxyz / np.linalg.norm(wxyz, axis=1, keepdims=True)).T
+        unit = wxyz / np.linalg.norm(wxyz, axis=1, keepdims=True)
+    return _unit_quaternions_to_matrices(unit)
+
+
+def _unit_quaternions_to_matrices(wxyz: Array) -> Array:
+    """Rotation matrices [..., 3, 3] of quaternions [..., 4] of length one."""
+    w, x, y, z = np.moveaxis(wxyz, -1, 0)
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
         (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
