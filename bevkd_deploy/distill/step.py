@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.contracts.recipe import DistillConfig, TapLossConfig
+from bevkd_deploy.contracts.recipe_distill import DistillConfig, TapLossConfig
 from bevkd_deploy.distill.alignment import BevLayout, align
 from bevkd_deploy.distill.losses.attention import attention_transfer_loss
 from bevkd_deploy.distill.losses.contrast import DenseContrastLoss

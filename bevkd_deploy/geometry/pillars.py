@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
 
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
@@ -62,19 +63,19 @@ def voxelize(points: NDArray[np.float32], spec: GraphSpec) -> Pillars:
     cell = _cells(points, spec)
     first, slot = _slots(cell, spec)
     kept = min(len(first), spec.max_pillars)
-    rank, sizes = _ranks(slot, spec.max_pillars)
-    # What has no place: points outside the grid or in a pillar too many, and points too many in their pillar.
-    fitting = np.flatnonzero((rank < spec.max_points) & (slot < spec.max_pillars))
+    order, sizes = _by_pillar(slot, spec.max_pillars)
+    rank = np.arange(len(order), dtype=np.int32) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    fitting = np.flatnonzero(rank < spec.max_points)
+    filled = np.minimum(sizes, spec.max_points)
+    row = rank.take(fitting) + np.repeat(np.arange(spec.max_pillars) * spec.max_points, filled)
     rows = np.zeros((spec.max_pillars * spec.max_points, 5), dtype=np.float32)
     # One item of 20 bytes a point: half the time of rows of five numbers.
-    np.put(rows.view(_POINT)[:, 0], (slot * spec.max_points + rank)[fitting], points.view(_POINT)[:, 0].take(fitting))
-    count = np.zeros(spec.max_pillars, dtype=np.int32)
-    count[:kept] = np.minimum(sizes[:kept], spec.max_points)
+    rows.view(_POINT)[row, 0] = points.view(_POINT)[:, 0].take(order.take(fitting))
     index = np.full(spec.max_pillars, spec.pillar_dump_index, dtype=np.int32)
     index[:kept] = cell[first[:kept]]
     return Pillars(
         rows.reshape(spec.max_pillars, spec.max_points, 5),
-        count,
+        filled.astype(np.int32),
         index,
         kept_pillars=kept,
         dropped_pillars=len(first) - kept,
@@ -92,7 +93,7 @@ def _cells(points: NDArray[np.float32], spec: GraphSpec) -> NDArray[np.int64]:
     return cell
 
 
-def _slots(cell: NDArray[np.int64], spec: GraphSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _slots(cell: NDArray[np.int64], spec: GraphSpec) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Number of the first point of each pillar, in order of arrival, and the pillar number of each point [N].
 
     A point outside the range or in a pillar too many has the number `max_pillars`.
@@ -105,16 +106,13 @@ def _slots(cell: NDArray[np.int64], spec: GraphSpec) -> tuple[NDArray[np.int64],
     first = np.flatnonzero(of_cell.take(cell) == number)
     np.put(of_cell, cell.take(first), np.minimum(np.arange(len(first), dtype=np.int32), spec.max_pillars))
     of_cell[spec.pillar_dump_index] = spec.max_pillars
-    return first, of_cell.take(cell).astype(np.int64)
+    return first, of_cell.take(cell)
 
 
-def _ranks(slot: NDArray[np.int64], groups: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Place of each point among those of its pillar, in order of arrival [N], and the points of each pillar."""
-    # NumPy sorts 16-bit keys by counting, several times as fast as any other; and counting keeps equal keys in order.
-    key = slot.astype(np.uint16) if groups < 1 << 16 else slot
-    order = np.argsort(key, kind="stable")
-    sizes = np.bincount(slot, minlength=groups + 1)
-    rank = np.empty(len(slot), dtype=np.int64)
-    rank[order] = np.arange(len(slot))
-    rank -= (np.cumsum(sizes) - sizes).take(slot)
-    return rank, sizes
+def _by_pillar(slot: NDArray[np.int32], pillars: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Numbers of the points that have a pillar, pillar by pillar and in order of arrival, and the points of each."""
+    number = np.arange(len(slot), dtype=np.int32)
+    # Rows of a sparse matrix are gathered by counting: a fifth of the time of NumPy's fastest stable sort.
+    table = coo_array((np.ones(len(slot), np.bool_), (slot, number)), shape=(pillars + 1, max(len(slot), 1))).tocsr()
+    ends = table.indptr[: pillars + 1]
+    return table.indices[: ends[-1]], np.diff(ends)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import (
+from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_distill import (
     ContrastLossConfig,
     DistillConfig,
     DistillLosses,
     FeatureLossConfig,
     HeatmapLossConfig,
-    ModelConfig,
 )
 from bevkd_deploy.contracts.recipe_training import (
     AugmentationConfig,

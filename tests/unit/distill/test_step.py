@@ -12,14 +12,14 @@ from torch import Tensor
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import (
+from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_distill import (
     AttentionLossConfig,
     ContrastLossConfig,
     DistillConfig,
     DistillLosses,
     FeatureLossConfig,
     HeatmapLossConfig,
-    ModelConfig,
 )
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.distill.step import DistillationStep, TrainingStep, class_order, tap_pairs, tap_shapes
