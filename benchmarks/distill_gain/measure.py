@@ -1,4 +1,4 @@
-"""What distillation gives: the same student, schedule, seeds and budget, without a teacher and with each way of teaching.
+"""What distillation gives: one student, schedule and budget, without a teacher and with each way of teaching.
 
 python benchmarks/distill_gain/measure.py FOLDER --seeds 0 1 2 --lanes 2
 
