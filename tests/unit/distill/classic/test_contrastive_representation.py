@@ -159,7 +159,7 @@ def test_every_sample_of_other_classes_is_drawn_in_time(negatives: int) -> None:
     negatives_of = ClassNegatives(LABELS, negatives)
     for sample in (0, 1, 2):
         drawn = torch.cat([negatives_of.draw(torch.tensor([sample]))[0, 1:] for _ in range(200)])
-        others = torch.nonzero(LABELS != LABELS[sample]).squeeze(1)
+        others = torch.nonzero(LABELS[sample] != LABELS).squeeze(1)
         counts = torch.bincount(drawn, minlength=N_DATA)
         assert torch.equal(torch.nonzero(counts).squeeze(1), others)
         share = counts[others] / len(drawn) * len(others)
@@ -176,3 +176,17 @@ def test_without_classes_negatives_come_from_everywhere() -> None:
     torch.manual_seed(0)
     first = loss(torch.randn(2, 6), torch.randn(2, 9), torch.tensor([0, 1]))
     assert first.isfinite() and (loss.contrast.z_v1 > 0)
+
+
+def test_two_processes_are_one_with_the_whole_batch(two_processes: dict[str, Any]) -> None:
+    whole, *ranks = (two_processes[name]["crd"] for name in ("whole", "0", "1"))
+    for step_number in range(2):
+        mean = sum(got["values"][step_number] for got in ranks) / 2
+        assert mean.item() == pytest.approx(whole["values"][step_number].item(), rel=1e-12)
+        for got in ranks:
+            for mine, expected in zip(got["gradients"][step_number], whole["gradients"][step_number], strict=True):
+                assert torch.allclose(mine, expected, rtol=1e-10, atol=1e-14)
+    assert len(whole["buffers"]) == 4
+    for name, expected in whole["buffers"].items():
+        assert torch.allclose(ranks[0]["buffers"][name], expected, rtol=1e-12)
+        assert torch.equal(ranks[0]["buffers"][name], ranks[1]["buffers"][name])

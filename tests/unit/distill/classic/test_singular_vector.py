@@ -37,9 +37,10 @@ def rank_one(direction: tuple[float, float], cells: int) -> Tensor:
     across = torch.tensor([-direction[1], direction[0]])
     pattern = torch.linspace(1, 2, cells)
     noise = 0.01 * torch.linspace(-1, 1, cells)
-    rows = pattern[:, None] * torch.tensor(direction) + (noise - noise @ pattern / (pattern @ pattern) * pattern)[
-        :, None
-    ] * across
+    rows = (
+        pattern[:, None] * torch.tensor(direction)
+        + (noise - noise @ pattern / (pattern @ pattern) * pattern)[:, None] * across
+    )
     return rows.T.reshape(1, 2, 1, cells)
 
 
