@@ -1,9 +1,11 @@
 """What distillation gives: one student, schedule and budget, without a teacher and with each way of teaching.
 
 python benchmarks/distill_gain/measure.py FOLDER --seeds 0 1 2 --lanes 2
+python benchmarks/distill_gain/measure.py FOLDER --arms scan --seeds 0 --lanes 2
 
-The teacher is trained into FOLDER first. Runs that are already finished in the folder are not run again. Writes
-results.json beside this file; publish.py makes the page of it.
+The teacher is trained into FOLDER first. Runs that are already finished in the folder are not run again. The arms stand
+in arms.yaml (the study) and scan.yaml (weights on a logarithmic scale). Writes results.json or scan.json beside this
+file; publish.py makes the page of both.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "recipe.yaml"
-ARMS = HERE / "arms.yaml"
+#: What is measured, and where the figures go.
+STUDIES = {"arms": "results.json", "scan": "scan.json"}
 _LATENCY_FRAMES, _LATENCY_ROUNDS = 20, 6
 
 
@@ -152,11 +155,12 @@ def main() -> None:
     """Train what is missing, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--arms", choices=sorted(STUDIES), default="arms")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lanes", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
     console = Console()
-    arms: dict[str, dict[str, Any] | None] = yaml.safe_load(ARMS.read_text(encoding="utf-8"))
+    arms: dict[str, dict[str, Any] | None] = yaml.safe_load((HERE / f"{given.arms}.yaml").read_text(encoding="utf-8"))
     teacher_of(given.folder, console)
     runs = [(name, arm, seed) for seed in given.seeds for name, arm in arms.items()]
     context = multiprocessing.get_context("spawn")
@@ -187,7 +191,7 @@ def main() -> None:
             for name, arm in arms.items()
         },
     }
-    write_json(HERE / "results.json", result)
+    write_json(HERE / STUDIES[given.arms], result)
 
 
 if __name__ == "__main__":
