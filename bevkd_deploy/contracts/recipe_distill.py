@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bevkd_deploy.contracts.recipe_section import Positive, Section, Weight
+from bevkd_deploy.contracts.recipe_section import Fraction, Positive, Section, Weight
 
 
 class HeatmapLossConfig(Section):
     """Pivotal-position heatmap KD (SparseKD)."""
 
     weight: Weight = 10.0
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="divides the logits of both networks")
+    beyond_truth: Fraction = Field(
+        0.0,
+        description="how far the teacher is heard where the truth has no object; 0: not at all, 1: as on objects",
+    )
+
+
+class QualityFocalLossConfig(Section):
+    """Heatmap KD by the quality focal loss (CRKD): the teacher's probabilities as soft labels."""
+
+    weight: Weight = 1.0
+    beta: Weight = Field(2.0, description="how strongly agreement silences a cell")
+    beyond_truth: Fraction = Field(
+        0.0,
+        description="weight of a cell without an object; at 1 the teacher's false positives count too",
+    )
+
+
+class BoxLossConfig(Section):
+    """Box KD: L1 between both networks' regression maps, times the teacher's score; needs one BEV grid."""
+
+    weight: Weight = 0.2
+    peak_score: Fraction | None = Field(
+        0.25, description="the teacher's peaks of at least this score teach too; null: ground-truth cells alone"
+    )
 
 
 class TapLossConfig(Section):
@@ -50,13 +75,25 @@ class DistillLosses(Section):
     """The terms added to the detection loss. An absent term is off."""
 
     heatmap: HeatmapLossConfig | None = None
+    quality_focal: QualityFocalLossConfig | None = None
+    boxes: BoxLossConfig | None = None
     feature: FeatureLossConfig | None = None
     attention: AttentionLossConfig | None = None
     contrast: ContrastLossConfig | None = None
+
+
+class LabelsConfig(Section):
+    """The teacher's boxes as further labels, where the ground truth has no object of their class within 2 m."""
+
+    min_score: Fraction = Field(0.25, description="score that a box has at least")
+    peaks: Literal["full", "score"] = Field(
+        "full", description="full: an object's heatmap peak; score: a peak of this height, which is not punished only"
+    )
 
 
 class DistillConfig(Section):
     """How the teacher teaches."""
 
     losses: DistillLosses
+    labels: LabelsConfig | None = None
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="linear ramp of the added terms")
