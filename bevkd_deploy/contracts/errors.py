@@ -41,6 +41,10 @@ class OpNotPortable(ExportError):
     """The exported graph holds an operator outside the portable-op contract."""
 
 
+class DistillError(BevkdError):
+    """A distillation loss got tensors that it cannot compare, or too few of them to teach anything."""
+
+
 class NonFiniteError(BevkdError):
     """A loss or an output became NaN or infinite."""
 
