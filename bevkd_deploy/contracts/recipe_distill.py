@@ -67,7 +67,13 @@ class ContrastLossConfig(TapLossConfig):
     weight: Weight = 0.2
     temperature: Annotated[float, Field(gt=0)] = 0.07
     embedding_channels: Positive = 128
-    cells_per_sample: Positive = 256
+    cells_per_sample: Positive = Field(
+        256, description="at most three quarters on objects, eight an object; a quarter of hard background"
+    )
+    hard_background: Literal["disagreement", "confidence"] = Field(
+        "disagreement", description="which background: where the heatmaps differ most, or where the teacher is surest"
+    )
+    same_class_negatives: bool = Field(False, description="other objects of a cell's class are negatives too")
     queue_size: Annotated[int, Field(ge=0)] = 16384
 
 

@@ -32,14 +32,15 @@ def center_targets(
         heights: [N], top of each Gaussian; None: 1, which the detection loss takes as an object's centre.
 
     Returns:
-        heatmap float32 [K, Y, X]; cell int64 [O] flat index; values float32 [O, 10] in the order of the head's maps
-        (offset x, offset y, z, log l, log w, log h, sin, cos, vx, vy); mask float32 [O, 10], 0 for padding and for
-        unknown velocity.
+        heatmap float32 [K, Y, X]; cell int64 [O] flat index; label int64 [O], -1 for padding; values float32 [O, 10] in
+        the order of the head's maps (offset x, offset y, z, log l, log w, log h, sin, cos, vx, vy); mask float32
+        [O, 10], 0 for padding and for unknown velocity.
     """
     grid = BevGrid.bev(spec)
     rows, columns = grid.shape_yx
     heatmap = np.zeros((len(spec.classes), rows, columns), dtype=np.float32)
     cell = np.zeros(MAX_OBJECTS, dtype=np.int64)
+    label = np.full(MAX_OBJECTS, -1, dtype=np.int64)
     values = np.zeros((MAX_OBJECTS, 10), dtype=np.float32)
     mask = np.zeros((MAX_OBJECTS, 10), dtype=np.float32)
     index, inside = grid.locate(boxes[:, :2])
@@ -49,7 +50,7 @@ def center_targets(
         x, y = int(index[row] % columns), int(index[row] // columns)
         radius = max(min_radius_cells, int(gaussian_radius(boxes[row, 3:5] / grid.cell_m)))
         _draw_gaussian(heatmap[labels[row]], x, y, radius, 1.0 if heights is None else float(heights[row]))
-        cell[slot] = index[row]
+        cell[slot], label[slot] = index[row], labels[row]
         values[slot, :2] = coordinates[row] - (x, y)
         values[slot, 2] = boxes[row, 2]
         values[slot, 3:6] = np.log(boxes[row, 3:6])
@@ -58,7 +59,7 @@ def center_targets(
         values[slot, 8:] = np.nan_to_num(velocity)
         mask[slot, :8] = 1.0
         mask[slot, 8:] = np.isfinite(velocity)
-    return {"heatmap": heatmap, "cell": cell, "values": values, "mask": mask}
+    return {"heatmap": heatmap, "cell": cell, "label": label, "values": values, "mask": mask}
 
 
 def gaussian_radius(size_cells: NDArray[np.float64]) -> float:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.contracts.recipe_distill import DistillConfig, TapLossConfig
+from bevkd_deploy.contracts.recipe_distill import ContrastLossConfig, DistillConfig, TapLossConfig
 from bevkd_deploy.distill.alignment import BevLayout, align
 from bevkd_deploy.distill.losses.attention import attention_transfer_loss
 from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
 from bevkd_deploy.distill.losses.feature import FeatureImitationLoss
 from bevkd_deploy.distill.losses.heatmap import heatmap_kd_loss
+from bevkd_deploy.distill.losses.scene import describe_scene
 from bevkd_deploy.distill.taps import Taps
 from bevkd_deploy.geometry.grid import BevGrid
 from bevkd_deploy.models.detection_loss import detection_losses
@@ -74,7 +75,6 @@ class DistillationStep(nn.Module):
         self.teacher_layout = BevLayout(BevGrid.bev(teacher.spec))
         self.classes_match = class_order(teacher.spec.classes, student.spec.classes)
         self.pairs = tap_pairs(config)
-        cell_m = self.student_layout.grid.cell_m
         terms: dict[str, nn.Module] = {}
         losses = config.losses
         if losses.feature:
@@ -82,14 +82,7 @@ class DistillationStep(nn.Module):
             terms["feature"] = FeatureImitationLoss(*sizes, background=losses.feature.background)
         if losses.contrast:
             sizes = channels["student"][losses.contrast.student], channels["teacher"][losses.contrast.teacher]
-            terms["contrast"] = DenseContrastLoss(
-                *sizes,
-                embedding_channels=losses.contrast.embedding_channels,
-                temperature=losses.contrast.temperature,
-                cells_per_sample=losses.contrast.cells_per_sample,
-                queue_size=losses.contrast.queue_size,
-                cell_m=cell_m,
-            )
+            terms["contrast"] = DenseContrastLoss(*sizes, losses.contrast)
         self.terms = nn.ModuleDict(terms)
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -107,15 +100,23 @@ class DistillationStep(nn.Module):
         losses = detection_losses(maps, batch["targets"])
         weights = self.config.losses
         ramp = min(1.0, progress / self.config.warmup_fraction) if self.config.warmup_fraction else 1.0
-        gaussians = batch["targets"]["heatmap"]
+        targets = batch["targets"]
+        logits = self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match]
         if weights.heatmap:
-            logits = self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match]
-            kd = heatmap_kd_loss(maps["heatmap"], logits, gaussians)
+            kd = heatmap_kd_loss(maps["heatmap"], logits, targets["heatmap"])
             losses["heatmap_kd_loss"] = ramp * weights.heatmap.weight * kd
         student_features, teacher_features = student_taps.take(), teacher_taps.take()
         for name, pair in self.pairs.items():
             teacher_map = self._aligned(teacher_features[pair.teacher])
-            value = self._pair_loss(name)(student_features[pair.student], teacher_map, gaussians)
+            student_map = student_features[pair.student]
+            if isinstance(pair, ContrastLossConfig):
+                cell_m, shape = self.student_layout.grid.cell_m, tuple(student_map.shape[-2:])
+                seen = describe_scene(
+                    targets, maps["heatmap"], logits, shape, cell_m=cell_m, hardness=pair.hard_background
+                )
+                value = self.terms[name](student_map, teacher_map, seen)
+            else:
+                value = self._pair_loss(name)(student_map, teacher_map, targets["heatmap"])
             losses[f"{name}_loss"] = ramp * pair.weight * value
         return losses
 

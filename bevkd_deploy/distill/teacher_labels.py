@@ -53,7 +53,7 @@ class TeacherLabels:
         """New targets with the teacher's labels behind the ground truth's; the given ones are left as they are.
 
         Args:
-            targets: heatmap [B, K, Y, X], cell [B, O], values and mask [B, O, 10] of the ground truth.
+            targets: heatmap [B, K, Y, X], cell and label [B, O], values and mask [B, O, 10] of the ground truth.
             boxes: [B, Q, 9], lidar frame (augmented as the student's), metres.
             scores: [B, Q], 0..1.
             labels: [B, Q], index into the teacher's classes.
@@ -61,15 +61,7 @@ class TeacherLabels:
         Returns:
             The same keys with O + N rows, N being the most labels that a frame of the batch gets.
         """
-        cell = targets["cell"]
-        # A cell is 1 in the heatmap of a class exactly where an object of this class has its centre.
-        at_objects = targets["heatmap"].flatten(2).gather(2, cell[:, None].expand(-1, len(self.spec.classes), -1))
-        truth = {
-            "cell": cell.cpu().numpy(),
-            "offset": targets["values"][..., :2].cpu().numpy(),
-            "real": (targets["mask"][..., 0] > 0).cpu().numpy(),
-            "of_class": (at_objects == 1).cpu().numpy(),
-        }
+        truth = {key: targets[key].cpu().numpy() for key in ("cell", "label", "values")}
         found = boxes.double().cpu().numpy(), scores.double().cpu().numpy(), labels.cpu().numpy()
         added = [
             self._frame_targets({key: value[index] for key, value in truth.items()}, *(part[index] for part in found))
@@ -109,13 +101,13 @@ class TeacherLabels:
         self, truth: dict[str, NDArray[Any]], boxes: NDArray[np.float64], classes: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
         """Whether a ground-truth object of its class lies within 2 m of each box; bool [N]."""
-        real = truth["real"]
-        cell, offset = truth["cell"][real], truth["offset"][real]
+        real = truth["label"] >= 0
+        cell, label, offset = truth["cell"][real], truth["label"][real], truth["values"][real, :2]
         columns = self.grid.shape_yx[1]
         column_row = np.stack([cell % columns, cell // columns], axis=-1) + offset
         center_m = column_row * self.grid.cell_m + (self.grid.x_range_m[0], self.grid.y_range_m[0])
         distance_m = np.linalg.norm(boxes[:, None, :2] - center_m, axis=-1)  # [N, objects]
-        same = truth["of_class"][:, real][classes] & (distance_m < _SAME_OBJECT_M)
+        same = (label == classes[:, None]) & (distance_m < _SAME_OBJECT_M)
         return np.asarray(same.any(axis=1))
 
 

@@ -72,7 +72,8 @@ def test_a_new_box_becomes_a_label(tiny_spec: GraphSpec) -> None:
     assert targets["heatmap"][0, CLASS_NAMES.index("bus"), 9, 3] == 1
     assert all(torch.equal(truth[key], value) for key, value in before.items())
     rows = truth["cell"].shape[1]
-    assert all(torch.equal(targets[key][:, :rows], truth[key]) for key in ("cell", "values", "mask"))
+    assert all(torch.equal(targets[key][:, :rows], truth[key]) for key in ("cell", "label", "values", "mask"))
+    assert targets["label"][0, rows:].tolist() == [CLASS_NAMES.index("bus")]
     assert {key: value.dtype for key, value in targets.items()} == {key: value.dtype for key, value in truth.items()}
 
 
