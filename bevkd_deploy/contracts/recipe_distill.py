@@ -97,9 +97,18 @@ class LabelsConfig(Section):
     )
 
 
+class InheritConfig(Section):
+    """The student starts from the teacher's weights: of each layer the channels with the largest l1 norm (SparseKD)."""
+
+    parts: tuple[Literal["camera", "lidar", "bev", "head"], ...] = Field(
+        ("camera", "lidar", "bev", "head"), min_length=1, description="parts of the network that are inherited"
+    )
+
+
 class DistillConfig(Section):
     """How the teacher teaches."""
 
     losses: DistillLosses
     labels: LabelsConfig | None = None
+    inherit: InheritConfig | None = None
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="linear ramp of the added terms")

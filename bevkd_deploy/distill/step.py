@@ -110,7 +110,7 @@ class DistillationStep(nn.Module):
             teacher_map = self._aligned(teacher_features[pair.teacher])
             student_map = student_features[pair.student]
             if isinstance(pair, ContrastLossConfig):
-                cell_m, shape = self.student_layout.grid.cell_m, tuple(student_map.shape[-2:])
+                cell_m, shape = self.student_layout.grid.cell_m, (student_map.shape[-2], student_map.shape[-1])
                 seen = describe_scene(
                     targets, maps["heatmap"], logits, shape, cell_m=cell_m, hardness=pair.hard_background
                 )
