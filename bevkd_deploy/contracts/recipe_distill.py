@@ -52,13 +52,22 @@ class FeatureLossConfig(TapLossConfig):
     """Channel-standardised feature imitation (PKD) with foreground weighting."""
 
     weight: Weight = 2.0
-    background: Weight = Field(0.1, description="weight of a cell without an object")
+    background: Weight = Field(
+        0.1,
+        description="weight of a cell without an object; with box_area, of all such cells relative to all objects",
+    )
+    weighting: Literal["gaussian", "box_area"] = Field(
+        "gaussian", description="objects by their Gaussian, or every object alike by one over its outline's area"
+    )
 
 
 class AttentionLossConfig(TapLossConfig):
     """Attention transfer: L2-normalised energy maps."""
 
     weight: Weight = 1.0
+    background: Weight | None = Field(
+        None, description="compare on objects alone but for this weight of other cells; absent: all cells alike"
+    )
 
 
 class ContrastLossConfig(TapLossConfig):

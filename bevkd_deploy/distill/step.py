@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.contracts.recipe_distill import ContrastLossConfig, DistillConfig, TapLossConfig
+from bevkd_deploy.contracts.recipe_distill import (
+    AttentionLossConfig,
+    ContrastLossConfig,
+    DistillConfig,
+    FeatureLossConfig,
+    TapLossConfig,
+)
 from bevkd_deploy.distill.alignment import BevLayout, align
 from bevkd_deploy.distill.losses.attention import attention_transfer_loss
 from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
 from bevkd_deploy.distill.losses.feature import FeatureImitationLoss
+from bevkd_deploy.distill.losses.footprints import inverse_area, object_footprints
 from bevkd_deploy.distill.losses.heatmap import heatmap_kd_loss
-from bevkd_deploy.distill.losses.scene import describe_scene
+from bevkd_deploy.distill.losses.scene import BevScene, describe_scene
 from bevkd_deploy.distill.taps import Taps
 from bevkd_deploy.geometry.grid import BevGrid
 from bevkd_deploy.models.detection_loss import detection_losses
@@ -23,7 +29,6 @@ from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 Batch = dict[str, Any]
-PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 #: Heatmap logit where the teacher's range ends: as good as no confidence, so nothing is taught there.
 _UNSEEN_LOGIT = -20.0
@@ -79,7 +84,7 @@ class DistillationStep(nn.Module):
         losses = config.losses
         if losses.feature:
             sizes = channels["student"][losses.feature.student], channels["teacher"][losses.feature.teacher]
-            terms["feature"] = FeatureImitationLoss(*sizes, background=losses.feature.background)
+            terms["feature"] = FeatureImitationLoss(*sizes, losses.feature.background, losses.feature.weighting)
         if losses.contrast:
             sizes = channels["student"][losses.contrast.student], channels["teacher"][losses.contrast.teacher]
             terms["contrast"] = DenseContrastLoss(*sizes, losses.contrast)
@@ -108,25 +113,39 @@ class DistillationStep(nn.Module):
         student_features, teacher_features = student_taps.take(), teacher_taps.take()
         for name, pair in self.pairs.items():
             teacher_map = self._aligned(teacher_features[pair.teacher])
-            student_map = student_features[pair.student]
-            if isinstance(pair, ContrastLossConfig):
-                cell_m, shape = self.student_layout.grid.cell_m, (student_map.shape[-2], student_map.shape[-1])
-                seen = describe_scene(
-                    targets, maps["heatmap"], logits, shape, cell_m=cell_m, hardness=pair.hard_background
-                )
-                value = self.terms[name](student_map, teacher_map, seen)
-            else:
-                value = self._pair_loss(name)(student_map, teacher_map, targets["heatmap"])
+            seen = {"targets": targets, "student_logits": maps["heatmap"], "teacher_logits": logits}
+            value = self._pair_loss(name, student_features[pair.student], teacher_map, **seen)
             losses[f"{name}_loss"] = ramp * pair.weight * value
         return losses
 
     def _aligned(self, teacher_map: Tensor, outside: float = 0.0) -> Tensor:
         return align(teacher_map, self.teacher_layout, self.student_layout, outside)
 
-    def _pair_loss(self, name: str) -> PairLoss:
-        if name == "attention":
-            return lambda student, teacher, _: attention_transfer_loss(student, teacher)
-        return self.terms[name]
+    def _pair_loss(
+        self,
+        name: str,
+        student: Tensor,
+        teacher: Tensor,
+        *,
+        targets: dict[str, Tensor],
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+    ) -> Tensor:
+        """Unweighted loss between two taps."""
+        pair, gaussians = self.pairs[name], targets["heatmap"]
+        shape, cell_m = (student.shape[-2], student.shape[-1]), self.student_layout.grid.cell_m
+        if isinstance(pair, AttentionLossConfig):
+            if pair.background is None:
+                return attention_transfer_loss(student, teacher)
+            return attention_transfer_loss(student, teacher, gaussians, background=pair.background)
+        seen: Tensor | BevScene = gaussians
+        if isinstance(pair, ContrastLossConfig):
+            hardness = pair.hard_background
+            seen = describe_scene(targets, student_logits, teacher_logits, shape, cell_m=cell_m, hardness=hardness)
+        elif isinstance(pair, FeatureLossConfig) and pair.weighting == "box_area":
+            seen = inverse_area(object_footprints(targets, shape, cell_m))
+        value: Tensor = self.terms[name](student, teacher, seen)
+        return value
 
 
 def tap_pairs(config: DistillConfig) -> dict[str, TapLossConfig]:
