@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.recipe_distill import DistillConfig
 from bevkd_deploy.distill.alignment import BevLayout, align
+from bevkd_deploy.distill.losses.boxes import require_same_grid
 from bevkd_deploy.distill.taps import Taps
+from bevkd_deploy.distill.teacher_labels import TeacherLabels, decode_boxes
 from bevkd_deploy.distill.terms import Channels, StepView, build_terms, tap_pairs
 from bevkd_deploy.distill.weighting import TermWeights, gradient_norms
 from bevkd_deploy.geometry.grid import BevGrid
@@ -66,7 +68,12 @@ class DistillationStep(nn.Module):
     teacher: FrozenTeacher
 
     def __init__(
-        self, student: FusionDetector, teacher: FrozenTeacher, config: DistillConfig, channels: Channels
+        self,
+        student: FusionDetector,
+        teacher: FrozenTeacher,
+        config: DistillConfig,
+        channels: Channels,
+        min_radius_cells: int = 2,
     ) -> None:
         """Build the terms.
 
@@ -75,6 +82,7 @@ class DistillationStep(nn.Module):
             teacher: the frozen one.
             config: losses and their weights.
             channels: of the taps, from `tap_shapes`.
+            min_radius_cells: smallest Gaussian of a label that the teacher adds, as in the targets.
         """
         super().__init__()
         self.detector = student
@@ -84,8 +92,13 @@ class DistillationStep(nn.Module):
         self.teacher_layout = BevLayout(BevGrid.bev(teacher.spec))
         self.classes_match = class_order(teacher.spec.classes, student.spec.classes)
         self.pairs = tap_pairs(config)
-        self.terms = build_terms(config, channels, self.student_layout.grid.cell_m)
+        self.terms = build_terms(config, channels)
         self.weights = TermWeights(config)
+        self.labels: TeacherLabels | None = None
+        if config.labels:
+            self.labels = TeacherLabels(config.labels, student.spec, teacher.spec.classes, min_radius_cells)
+        if config.losses.boxes:
+            require_same_grid(self.student_layout.grid, self.teacher_layout.grid)
 
     def forward(self, batch: Batch, progress: float) -> StepLosses:
         """Detection and distillation terms.
@@ -97,8 +110,8 @@ class DistillationStep(nn.Module):
         Raises:
             DeadTermError: a term does not reach the student.
         """
-        view = self._view(batch)
-        detection = detection_losses(view.student_maps, view.targets)
+        view, truth = self._view(batch)
+        detection = detection_losses(view.student_maps, truth)
         raw = {name: term(view) for name, term in self.terms.items()}
         norms: dict[str, float] = {}
         if self.training and self.weights.wants_norms():
@@ -112,20 +125,30 @@ class DistillationStep(nn.Module):
         detached = {name: value.detach() for name, value in raw.items()}
         return StepLosses({**detection, **added}, detached, multipliers, norms)
 
-    def _view(self, batch: Batch) -> StepView:
-        """Both networks' outputs."""
-        self.teacher.to(batch["targets"]["heatmap"].device)  # moved by nobody else: it is in no module tree
+    def _view(self, batch: Batch) -> tuple[StepView, dict[str, Tensor]]:
+        """Both networks' outputs, and what the detection loss learns: the truth and the teacher's labels."""
+        targets = batch["targets"]
+        self.teacher.to(targets["heatmap"].device)  # moved by nobody else: it is in no module tree
         with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
             teacher_maps = self.teacher(batch["inputs"]["teacher"])
         with Taps(self.detector, [pair.student for pair in self.pairs.values()], detach=False) as student_taps:
             student_maps = self.detector(**batch["inputs"]["student"])
-        return StepView(
+        view = StepView(
             student_maps=student_maps,
-            teacher_heatmap=self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match],
+            teacher_maps={name: self._aligned_head(name, found) for name, found in teacher_maps.items()},
             student_taps=student_taps.take(),
             teacher_taps={path: self._aligned(tapped) for path, tapped in teacher_taps.take().items()},
-            targets=batch["targets"],
+            targets=targets,
+            cell_m=self.student_layout.grid.cell_m,
         )
+        if self.labels is None:
+            return view, targets
+        return view, self.labels(targets, *decode_boxes(cast(FusionDetector, self.teacher.model), teacher_maps))
+
+    def _aligned_head(self, name: str, teacher_map: Tensor) -> Tensor:
+        if name == "heatmap":
+            return self._aligned(teacher_map, _UNSEEN_LOGIT)[:, self.classes_match]
+        return self._aligned(teacher_map)
 
     def _aligned(self, teacher_map: Tensor, outside: float = 0.0) -> Tensor:
         return align(teacher_map, self.teacher_layout, self.student_layout, outside)
