@@ -49,6 +49,10 @@ class NonFiniteError(BevkdError):
     """A loss or an output became NaN or infinite."""
 
 
+class DeadTermError(BevkdError):
+    """A distillation term does not reach the student: the run would silently train without it."""
+
+
 class GateFailed(BevkdError):
     """A required gate did not pass."""
 
