@@ -131,13 +131,17 @@ def test_batch_of_one(case: Case) -> None:
 
 
 @every_loss
-@pytest.mark.parametrize("given", [torch.float16, torch.float32], ids=["half", "single"])
-def test_half_precision_stays_finite_and_exact(case: Case, given: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("given", "autocast"),
+    [(torch.float16, True), (torch.float32, True), (torch.float16, False)],
+    ids=["half", "single", "half without autocast"],
+)
+def test_half_precision_stays_finite_and_exact(case: Case, given: torch.dtype, autocast: bool) -> None:
     student, teacher = case.inputs(dtype=torch.float16, scale=case.large)
     single = [[tensor.float() for tensor in tensors(side)] for side in (student, teacher)]
     expected = case.loss(torch.float32)(*(single if case.takes_list else (single[0][0], single[1][0])))
     mine = [tensor.detach().to(given).requires_grad_() for tensor in tensors(student)]
-    with torch.autocast("cpu", dtype=torch.float16):
+    with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
         value = case.loss(torch.float32)(mine if case.takes_list else mine[0], teacher)
     assert value.dtype == torch.float32
     assert value.isfinite().all() and torch.equal(value, expected)
