@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field
@@ -60,3 +61,15 @@ class DistillConfig(Section):
 
     losses: DistillLosses
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="linear ramp of the added terms")
+
+    def feature_terms(self) -> list[str]:
+        """The enabled losses that read features of the teacher, and so need its forward pass, by name."""
+        return [name for name, term in self.losses if getattr(term, "teacher", None) is not None]
+
+    def teacher_maps(self, maps: Iterable[str]) -> tuple[str, ...]:
+        """Those of the teacher's head maps that the enabled losses read.
+
+        Heatmap KD reads the heatmap alone; what knows boxes reads all of them.
+        """
+        boxes = {name for name, term in self.losses if term is not None} - {"heatmap", *self.feature_terms()}
+        return tuple(maps) if boxes else ("heatmap",)

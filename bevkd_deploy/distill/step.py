@@ -19,7 +19,7 @@ from bevkd_deploy.distill.taps import Taps
 from bevkd_deploy.geometry.grid import BevGrid
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.detector import FusionDetector
-from bevkd_deploy.teachers.frozen import FrozenTeacher
+from bevkd_deploy.teachers.frozen import Teacher
 
 Batch = dict[str, Any]
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -48,12 +48,12 @@ class DistillationStep(nn.Module):
     student; the teacher is kept out of the module tree.
     """
 
-    teacher: FrozenTeacher
+    teacher: Teacher
 
     def __init__(
         self,
         student: FusionDetector,
-        teacher: FrozenTeacher,
+        teacher: Teacher,
         config: DistillConfig,
         channels: dict[str, dict[str, int]],
     ) -> None:
@@ -61,7 +61,7 @@ class DistillationStep(nn.Module):
 
         Args:
             student: the network that learns.
-            teacher: the frozen one.
+            teacher: the frozen one, live or cached.
             config: losses and their weights.
             channels: {"student": {tap: channels}, "teacher": {tap: channels}}, from `tap_shapes`.
         """
@@ -101,7 +101,7 @@ class DistillationStep(nn.Module):
         """
         self.teacher.to(batch["targets"]["heatmap"].device)  # moved by nobody else: it is in no module tree
         with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
-            teacher_maps = self.teacher(batch["inputs"]["teacher"])
+            teacher_maps = self.teacher(batch["inputs"].get("teacher"), batch["position"])
         with Taps(self.detector, [pair.student for pair in self.pairs.values()], detach=False) as student_taps:
             maps = self.detector(**batch["inputs"]["student"])
         losses = detection_losses(maps, batch["targets"])

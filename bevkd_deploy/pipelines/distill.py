@@ -22,6 +22,7 @@ from bevkd_deploy.pipelines.dry_run import print_plan
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
 from bevkd_deploy.pipelines.teacher import obtain_teacher
+from bevkd_deploy.pipelines.teacher_cache import cached_teacher, frozen_teacher
 from bevkd_deploy.pipelines.training import TrainingJob, headline, job_key, run_training, training_frames
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
@@ -62,15 +63,16 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     )
     specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
     dataset = training_frames(recipe, root, recipe.student.train, specs, console)
-    frozen = FrozenTeacher(teacher.detector, recipe.teacher_spec())
+    frozen = frozen_teacher(recipe, teacher)
     channels = _tap_channels(recipe, student, frozen, collate([dataset[0]])["inputs"])
-    with torch.random.fork_rng(devices=[]):  # projectors and embeddings start from the recipe's seed too
-        torch.manual_seed(recipe.seed)
-        step = DistillationStep(student, frozen, recipe.distill, channels)
     key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
     job = TrainingJob("distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed)
     val = read_split(recipe, root, "val", console)
-    summary = run_training(job, step, student, dataset, val, resume=resume, console=console)
+    with cached_teacher(recipe, root, teacher.sha256, frozen, dataset, console) as live_or_cached:
+        with torch.random.fork_rng(devices=[]):  # projectors and embeddings start from the recipe's seed too
+            torch.manual_seed(recipe.seed)
+            step = DistillationStep(student, live_or_cached, recipe.distill, channels)
+        summary = run_training(job, step, student, dataset, val, resume=resume, console=console)
     run.record_stage(
         "distill",
         time.monotonic() - start,
