@@ -7,8 +7,7 @@ import logging
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,9 @@ from bevkd_deploy.contracts.files import write_atomic
 _METADATA = "bevkd.maps/1"
 _PATTERN = "maps-*.safetensors"
 _OPEN_FILES = 32
+
+#: What reading a damaged file can raise, or one that another process has found damaged and removed.
+_DAMAGE = (SafetensorError, FileNotFoundError, LookupError, ValueError, TypeError)
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +108,11 @@ class MapStore:
         if entry not in self._index:
             return None
         path, row = self._index[entry]
-        with self._damage(path):
+        try:
             return self._read(path, row, entry)
-        return None
+        except _DAMAGE as error:
+            self._remove(path, error)
+            return None
 
     def put(self, entry: int, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Keep the maps of an entry, and return them as `get` will: with the values that the stored dtype leaves.
@@ -168,7 +172,7 @@ class MapStore:
 
     def _take_in(self, path: Path) -> None:
         """Index one file, if it is of this key and has what is needed."""
-        with self._damage(path):
+        try:
             handle = safe_open(path, framework="pt")
             metadata = json.loads((handle.metadata() or {})[_METADATA])
             if metadata["key"] != self.key:
@@ -176,6 +180,8 @@ class MapStore:
             elif set(self.maps) <= set(metadata["maps"]):
                 for row, entry in enumerate(handle.get_tensor("entry").tolist()):
                     self._index.setdefault(entry, (path, row))
+        except _DAMAGE as error:
+            self._remove(path, error)
 
     def _read(self, path: Path, row: int, entry: int) -> dict[str, Tensor]:
         if path not in self._open:
@@ -191,16 +197,11 @@ class MapStore:
                 raise ValueError(f"entry {entry} does not match its checksum")
         return maps
 
-    @contextmanager
-    def _damage(self, path: Path) -> Iterator[None]:
-        """Whatever a damaged file can do when it is read: it is removed, and the block is left."""
-        try:
-            yield
-        except (SafetensorError, FileNotFoundError, LookupError, ValueError, TypeError) as error:
-            logger.warning("teacher cache file %s is damaged (%s); removed, its entries are made again", path, error)
-            self._open.pop(path, None)
-            self._index = {entry: place for entry, place in self._index.items() if place[0] != path}
-            path.unlink(missing_ok=True)
+    def _remove(self, path: Path, error: Exception) -> None:
+        logger.warning("teacher cache file %s is damaged (%s); removed, its entries are made again", path, error)
+        self._open.pop(path, None)
+        self._index = {entry: place for entry, place in self._index.items() if place[0] != path}
+        path.unlink(missing_ok=True)
 
 
 def _checksum(entry: int, name: str, value: Tensor) -> int:
