@@ -137,16 +137,12 @@ def _measured(
         cameras=list(recipe.data.cameras), frames=frames, **reading_settings(recipe),
     )  # fmt: skip
     kept = RUNS / recipe.name / "teacher-eval" / f"{key[:16]}.json"
-    if kept.is_file():
-        summary: dict[str, Any] = read_json(kept, "teacher evaluation")
-        return summary, kept
-    samples = read_split(recipe, root, "val", console)
-    chosen = samples if frames is None else spread(samples, frames)
-    summary = {
-        **evaluate_detector(detector, chosen, console, "evaluating the teacher"),
-        "frames": {"evaluated": len(chosen), "of": len(samples)},
-    }
-    write_json(kept, summary)
+    if not kept.is_file():
+        samples = read_split(recipe, root, "val", console)
+        chosen = samples if frames is None else spread(samples, frames)
+        measured = evaluate_detector(detector, chosen, console, "evaluating the teacher")
+        write_json(kept, {**measured, "frames": {"evaluated": len(chosen), "of": len(samples)}})
+    summary: dict[str, Any] = read_json(kept, "teacher evaluation")
     return summary, kept
 
 

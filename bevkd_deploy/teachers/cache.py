@@ -57,7 +57,8 @@ class CachedTeacher:
         """
         assert positions  # a batch of `collate` has them
         frames = [self._maps(inputs, row, position) for row, position in enumerate(positions)]
-        return {name: torch.stack([maps[name] for maps in frames]).to(self._device).float() for name in self.store.maps}
+        # Float first: autocast refuses to stack halves on a CPU.
+        return {name: torch.stack([maps[name].float() for maps in frames]).to(self._device) for name in self.store.maps}
 
     def _maps(self, inputs: dict[str, Tensor] | None, row: int, position: int) -> dict[str, Tensor]:
         entry = self.frames.content_of(position)

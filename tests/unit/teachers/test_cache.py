@@ -136,6 +136,17 @@ def test_the_first_answer_is_the_later_one(
     assert not torch.equal(mixed["heatmap"][0], first["heatmap"][0])
 
 
+def test_the_students_autocast_changes_nothing(
+    live: Counting, make_frames: Callable[..., FrameDataset], tmp_path: Path
+) -> None:
+    frames = make_frames()
+    plain = ask(cached(live, tmp_path / "plain", frames), frames, 0, 1)
+    teacher = cached(live, tmp_path / "inside", frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(ask(teacher, frames, 0, 1), plain)
+        assert same(ask(teacher, frames, 0, 1), plain)
+
+
 def test_without_augmentation_a_frame_is_known_in_every_epoch(
     live: Counting, make_frames: Callable[..., FrameDataset], tmp_path: Path
 ) -> None:
