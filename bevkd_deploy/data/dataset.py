@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_training import AugmentationConfig
 from bevkd_deploy.data.augment import FrameAug, augment_points, draw_frame_aug
@@ -58,6 +59,25 @@ class FrameDataset(Dataset[Frame]):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def share_sensors(self, other: FrameDataset) -> None:
+        """Keep what is read in one memory with another data set of the same frames; both have `cache_sensors`.
+
+        Raises:
+            DataError: the frames are others, or one of both keeps nothing.
+        """
+        if self._cache is None or other._cache is None:
+            raise DataError("share_sensors needs two data sets that keep what they read: set train.cache_sensors: true")
+        same = [sample.token for sample in self.samples] == [sample.token for sample in other.samples]
+        if not same or self._cameras != other._cameras or self._kept_images() != other._kept_images():
+            raise DataError("share_sensors needs two data sets of the same frames, cameras and kept images")
+        self._cache = other._cache
+
+    def _kept_images(self) -> frozenset[str]:
+        """Input geometries that kept images are resized to; none where the raw images are kept."""
+        if not self.augmentation.views_are_off:
+            return frozenset()
+        return frozenset(map(_input_key, self.specs.values()))
 
     def __getitem__(self, position: int) -> Frame:
         """Frame number `position % len`, augmented by the draw number `position`.

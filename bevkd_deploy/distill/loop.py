@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteError
@@ -24,6 +24,7 @@ from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.events import DropLog, DroppedSensor
 from bevkd_deploy.data.loader import frame_loader
 from bevkd_deploy.data.sampling import EpochSampler
+from bevkd_deploy.distill.step import StepLosses
 
 _EVENT_EVERY_STEPS = 10
 
@@ -43,6 +44,16 @@ class LoopHooks:
     on_epoch: Callable[[int], None]
     save_weights: Callable[[nn.Module], None]
     on_dropped: Callable[[list[DroppedSensor]], object] = lambda _: None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is logged of a step: the weighted losses and their sum, and of each distillation term more."""
+
+    losses: dict[str, float]
+    raw: dict[str, float]
+    weights: dict[str, float]
+    gradient_norms: dict[str, float]
 
 
 @dataclass
@@ -120,12 +131,12 @@ def fit(
             sampler.begin(epoch)
             skip = done - epoch * steps_per_epoch
             for batch in accelerator.skip_first_batches(loader, skip) if skip else loader:
-                losses = _train_one(accelerator, prepared, optimizer, schedule, batch, done / total, config)
+                record = _train_one(accelerator, prepared, optimizer, schedule, batch, done / total, config)
                 done += 1
                 events.dropped(done, batch["dropped"])
                 hooks.on_dropped(batch["dropped"])
-                events.write(done, epoch, float(schedule.get_last_lr()[0]), losses)
-                hooks.on_step(done, total, losses)
+                events.write(done, epoch, float(schedule.get_last_lr()[0]), record)
+                hooks.on_step(done, total, record.losses)
                 if stop():
                     save(done)
                     raise Interrupted(f"stopped at step {done} of {total}; the state is saved, go on with --resume")
@@ -155,9 +166,10 @@ def _train_one(
     batch: dict[str, Any],
     progress: float,
     config: TrainConfig,
-) -> dict[str, float]:
+) -> StepRecord:
     optimizer.zero_grad()
-    losses: dict[str, Tensor] = module(batch, progress)
+    result: StepLosses = module(batch, progress)
+    losses = result.weighted
     values = {name: float(value.detach()) for name, value in losses.items()}
     bad = [name for name, value in values.items() if value - value != 0]  # NaN and infinity
     if bad:
@@ -170,7 +182,8 @@ def _train_one(
     accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
     optimizer.step()
     schedule.step()
-    return {"loss": float(total.detach()), **values}
+    raw = {name: float(value) for name, value in result.raw.items()}
+    return StepRecord({"loss": float(total.detach()), **values}, raw, result.weights, result.gradient_norms)
 
 
 def _restore(
@@ -253,15 +266,19 @@ class _Events:
                 self.handle.write(json.dumps(line) + "\n")
                 self.handle.flush()
 
-    def write(self, step: int, epoch: int, learning_rate: float, losses: dict[str, float]) -> None:
-        """One line every few steps."""
-        if not self.is_main or step % _EVENT_EVERY_STEPS:
+    def write(self, step: int, epoch: int, learning_rate: float, record: StepRecord) -> None:
+        """One line every few steps, and in each step where gradients were measured."""
+        if not self.is_main or (step % _EVENT_EVERY_STEPS and not record.gradient_norms):
             return
-        event = {"event": "step", "step": step, "epoch": epoch, "learning_rate": learning_rate, "losses": losses}
+        event = {"event": "step", "step": step, "epoch": epoch, "learning_rate": learning_rate}
+        event |= {name: values for name, values in asdict(record).items() if values}
         event["seconds"] = round(time.monotonic() - self.start, 3)
         self.handle.write(json.dumps(event) + "\n")
         self.handle.flush()
-        for name, value in {**losses, "learning_rate": learning_rate}.items():
+        named = {**record.losses, "learning_rate": learning_rate}
+        for group in ("raw", "weights", "gradient_norms"):
+            named |= {f"{group}/{name}": value for name, value in getattr(record, group).items()}
+        for name, value in named.items():
             self.board.add_scalar(name, value, step)
 
 

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.contracts.recipe_distill import DistillConfig, TapLossConfig
+from bevkd_deploy.contracts.recipe_distill import DistillConfig
 from bevkd_deploy.distill.alignment import BevLayout, align
-from bevkd_deploy.distill.losses.attention import attention_transfer_loss
-from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
-from bevkd_deploy.distill.losses.feature import FeatureImitationLoss
-from bevkd_deploy.distill.losses.heatmap import heatmap_kd_loss
 from bevkd_deploy.distill.taps import Taps
+from bevkd_deploy.distill.terms import Channels, StepView, build_terms, tap_pairs
+from bevkd_deploy.distill.weighting import TermWeights, gradient_norms
 from bevkd_deploy.geometry.grid import BevGrid
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.teachers.frozen import Teacher
 
 Batch = dict[str, Any]
-PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 #: Heatmap logit where the teacher's range ends: as good as no confidence, so nothing is taught there.
 _UNSEEN_LOGIT = -20.0
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """What one step gives.
+
+    Attributes:
+        weighted: scalars by name; their sum is minimised.
+        raw: unweighted distillation terms by name, detached.
+        weights: their multipliers at this step, ramp included.
+        gradient_norms: of the unweighted terms and of "detection" on the student's trunk, in the steps where they are
+            measured.
+    """
+
+    weighted: dict[str, Tensor]
+    raw: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    gradient_norms: dict[str, float] = field(default_factory=dict)
 
 
 class TrainingStep(nn.Module):
@@ -36,102 +51,88 @@ class TrainingStep(nn.Module):
         self.detector = detector
         self.name = name
 
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Weighted losses by name; their sum is what is minimised."""
-        return detection_losses(self.detector(**batch["inputs"][self.name]), batch["targets"])
+    def forward(self, batch: Batch, progress: float) -> StepLosses:
+        """The detection terms."""
+        return StepLosses(detection_losses(self.detector(**batch["inputs"][self.name]), batch["targets"]))
 
 
 class DistillationStep(nn.Module):
     """Detection loss of the student plus the recipe's distillation terms.
 
-    Projectors and the contrast queue are submodules, so they are optimised, checkpointed and wrapped with the
-    student; the teacher is kept out of the module tree.
+    Projectors, the contrast queue and measured weights are submodules, so they are optimised, checkpointed and wrapped
+    with the student; the teacher is kept out of the module tree.
     """
 
     teacher: Teacher
 
-    def __init__(
-        self,
-        student: FusionDetector,
-        teacher: Teacher,
-        config: DistillConfig,
-        channels: dict[str, dict[str, int]],
-    ) -> None:
+    def __init__(self, student: FusionDetector, teacher: Teacher, config: DistillConfig, channels: Channels) -> None:
         """Build the terms.
 
         Args:
             student: the network that learns.
             teacher: the frozen one, live or cached.
             config: losses and their weights.
-            channels: {"student": {tap: channels}, "teacher": {tap: channels}}, from `tap_shapes`.
+            channels: of the taps, from `tap_shapes`.
         """
         super().__init__()
         self.detector = student
         # Past nn.Module's bookkeeping, so that the teacher is in no state dict, optimizer or DDP bucket.
         object.__setattr__(self, "teacher", teacher)
-        self.config = config
         self.student_layout = BevLayout(BevGrid.bev(student.spec))
         self.teacher_layout = BevLayout(BevGrid.bev(teacher.spec))
         self.classes_match = class_order(teacher.spec.classes, student.spec.classes)
         self.pairs = tap_pairs(config)
-        cell_m = self.student_layout.grid.cell_m
-        terms: dict[str, nn.Module] = {}
-        losses = config.losses
-        if losses.feature:
-            sizes = channels["student"][losses.feature.student], channels["teacher"][losses.feature.teacher]
-            terms["feature"] = FeatureImitationLoss(*sizes, background=losses.feature.background)
-        if losses.contrast:
-            sizes = channels["student"][losses.contrast.student], channels["teacher"][losses.contrast.teacher]
-            terms["contrast"] = DenseContrastLoss(
-                *sizes,
-                embedding_channels=losses.contrast.embedding_channels,
-                temperature=losses.contrast.temperature,
-                cells_per_sample=losses.contrast.cells_per_sample,
-                queue_size=losses.contrast.queue_size,
-                cell_m=cell_m,
-            )
-        self.terms = nn.ModuleDict(terms)
+        self.terms = build_terms(config, channels, self.student_layout.grid.cell_m)
+        self.weights = TermWeights(config)
 
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Weighted losses by name.
+    def forward(self, batch: Batch, progress: float) -> StepLosses:
+        """Detection and distillation terms.
 
         Args:
             batch: inputs of "student" and "teacher", targets.
             progress: share of the training that is done, 0..1; the added terms ramp up over its beginning.
+
+        Raises:
+            DeadTermError: a term does not reach the student.
         """
+        view = self._view(batch)
+        detection = detection_losses(view.student_maps, view.targets)
+        raw = {name: term(view) for name, term in self.terms.items()}
+        norms: dict[str, float] = {}
+        if self.training and self.weights.wants_norms():
+            norms = gradient_norms({"detection": torch.stack(list(detection.values())).sum(), **raw}, self._trunk())
+            self.weights.observe(norms, norms["detection"])
+        ramp = self.weights.ramp(progress)
+        multipliers = {name: ramp * self.weights.weight(name) for name in raw}
+        if self.training:
+            self.weights.advance()
+        added = {f"{name}_kd_loss": multipliers[name] * value for name, value in raw.items()}
+        detached = {name: value.detach() for name, value in raw.items()}
+        return StepLosses({**detection, **added}, detached, multipliers, norms)
+
+    def _view(self, batch: Batch) -> StepView:
+        """Both networks' outputs."""
         self.teacher.to(batch["targets"]["heatmap"].device)  # moved by nobody else: it is in no module tree
         with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
             teacher_maps = self.teacher(batch["inputs"].get("teacher"), batch["position"])
         with Taps(self.detector, [pair.student for pair in self.pairs.values()], detach=False) as student_taps:
-            maps = self.detector(**batch["inputs"]["student"])
-        losses = detection_losses(maps, batch["targets"])
-        weights = self.config.losses
-        ramp = min(1.0, progress / self.config.warmup_fraction) if self.config.warmup_fraction else 1.0
-        gaussians = batch["targets"]["heatmap"]
-        if weights.heatmap:
-            logits = self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match]
-            kd = heatmap_kd_loss(maps["heatmap"], logits, gaussians)
-            losses["heatmap_kd_loss"] = ramp * weights.heatmap.weight * kd
-        student_features, teacher_features = student_taps.take(), teacher_taps.take()
-        for name, pair in self.pairs.items():
-            teacher_map = self._aligned(teacher_features[pair.teacher])
-            value = self._pair_loss(name)(student_features[pair.student], teacher_map, gaussians)
-            losses[f"{name}_loss"] = ramp * pair.weight * value
-        return losses
+            student_maps = self.detector(**batch["inputs"]["student"])
+        return StepView(
+            student_maps=student_maps,
+            teacher_heatmap=self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match],
+            student_taps=student_taps.take(),
+            teacher_taps={path: self._aligned(tapped) for path, tapped in teacher_taps.take().items()},
+            targets=batch["targets"],
+        )
 
     def _aligned(self, teacher_map: Tensor, outside: float = 0.0) -> Tensor:
         return align(teacher_map, self.teacher_layout, self.student_layout, outside)
 
-    def _pair_loss(self, name: str) -> PairLoss:
-        if name == "attention":
-            return lambda student, teacher, _: attention_transfer_loss(student, teacher)
-        return self.terms[name]
-
-
-def tap_pairs(config: DistillConfig) -> dict[str, TapLossConfig]:
-    """The enabled losses that compare a pair of taps, by name."""
-    named = {name: getattr(config.losses, name) for name in ("feature", "attention", "contrast")}
-    return {name: pair for name, pair in named.items() if pair is not None}
+    def _trunk(self) -> list[nn.Parameter]:
+        """The weights whose gradients are compared: the student without its head, which feature terms never reach."""
+        head = {id(parameter) for parameter in self.detector.bbox_head.parameters()}
+        learning = [parameter for parameter in self.detector.parameters() if parameter.requires_grad]
+        return [parameter for parameter in learning if id(parameter) not in head] or learning
 
 
 def class_order(teacher: tuple[str, ...], student: tuple[str, ...]) -> list[int]:

@@ -14,7 +14,8 @@ from bevkd_deploy.contracts.files import write_json
 from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.data.dataset import collate
-from bevkd_deploy.distill.step import DistillationStep, tap_pairs, tap_shapes
+from bevkd_deploy.distill.step import DistillationStep, tap_shapes
+from bevkd_deploy.distill.terms import tap_pairs
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split

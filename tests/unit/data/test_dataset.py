@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
+from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
 from bevkd_deploy.contracts.recipe_training import AugmentationConfig, ImageAugmentationConfig
@@ -287,3 +288,22 @@ def test_positions_share_their_content_where_nothing_is_drawn(
     dataset = dataset_of(samples, tiny_spec, augmentation=augmentation)
     assert dataset.is_random is random
     assert [dataset.content_of(position) for position in (3, 7)] == ([3, 7] if random else [3, 3])
+
+
+def test_data_sets_of_the_same_frames_share_what_they_read(
+    samples: list[Sample], tiny_spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = dataset_of(samples, tiny_spec, augmentation=AUGMENTATION, cache_sensors=True)
+    again = dataset_of(samples, tiny_spec, augmentation=AUGMENTATION, cache_sensors=True, seed=5)
+    fresh = dataset_of(samples, tiny_spec, augmentation=AUGMENTATION, seed=5)[1]
+    assert len(first[1]["token"])
+    again.share_sensors(first)
+    monkeypatch.setattr("bevkd_deploy.data.dataset.load_sample", lambda *_: pytest.fail("read again"))
+    assert same(again[1]["inputs"]["student"], fresh["inputs"]["student"])
+    with pytest.raises(DataError, match="keep what they read"):
+        dataset_of(samples, tiny_spec).share_sensors(first)
+    others = (dataset_of(samples[1:], tiny_spec, cache_sensors=True),
+              dataset_of(samples, tiny_spec, augmentation=WITH_VIEWS, cache_sensors=True))  # fmt: skip
+    for other in others:
+        with pytest.raises(DataError, match="same frames, cameras and kept images"):
+            other.share_sensors(first)
