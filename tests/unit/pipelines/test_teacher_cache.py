@@ -154,7 +154,7 @@ def test_the_cache_changes_losses_and_gradients_by_rounding_alone(
     def gradients(teacher: FrozenTeacher | CachedTeacher) -> tuple[float, Tensor]:
         student = build_detector(recipe.student.model, recipe.student_spec(), 0)
         step = DistillationStep(student, teacher, recipe.distill, {"student": {}, "teacher": {}})
-        loss = step.train()(batch, 1.0)["heatmap_kd_loss"]
+        loss = step.train()(batch, 1.0).weighted["heatmap_kd_loss"]
         loss.backward()
         found = [parameter.grad.flatten() for parameter in student.parameters() if parameter.grad is not None]
         return float(loss.detach()), torch.cat(found)
