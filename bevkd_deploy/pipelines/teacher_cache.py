@@ -18,9 +18,9 @@ from bevkd_deploy.data.object_database import database_key
 from bevkd_deploy.data.sampling import EpochSampler
 from bevkd_deploy.data.sensor_files import files_digest
 from bevkd_deploy.models.center_head import BOX_MAPS
+from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.pipelines.datasets import data_digest, reading_settings
 from bevkd_deploy.pipelines.runs import RUNS
-from bevkd_deploy.pipelines.teacher import Teacher
 from bevkd_deploy.pipelines.training import job_key
 from bevkd_deploy.teachers.cache import CachedTeacher
 from bevkd_deploy.teachers.frozen import FrozenTeacher
@@ -32,10 +32,10 @@ CACHE_VERSION = 1
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
-def frozen_teacher(recipe: Recipe, teacher: Teacher) -> FrozenTeacher:
+def frozen_teacher(recipe: Recipe, detector: FusionDetector) -> FrozenTeacher:
     """The live teacher, in the precision that the recipe asks for."""
     precision = recipe.teacher.precision or recipe.student.train.precision
-    return FrozenTeacher(teacher.detector, recipe.teacher_spec(), precision)
+    return FrozenTeacher(detector, recipe.teacher_spec(), precision)
 
 
 @contextmanager
