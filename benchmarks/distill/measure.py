@@ -3,9 +3,9 @@
 python benchmarks/distill/measure.py FOLDER
 python benchmarks/distill/measure.py FOLDER --sizes quickstart --rounds 30
 
-Everything runs on one thread of a CPU, in turn within each round, in the recipe's precision, on the same batch. A step is
-forward, backward, clipping and AdamW. Ratios are taken within a round; the middle one counts. Worlds and cached maps go
-into FOLDER. Writes results.json beside this file; sizes that are not measured keep their figures.
+Everything runs on one thread of a CPU, in turn within each round, in the recipe's precision, on the same batch. A step
+is forward, backward, clipping and AdamW. Ratios are taken within a round; the middle one counts. Worlds and cached maps
+go into FOLDER. Writes results.json beside this file; sizes that are not measured keep their figures.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -149,7 +150,9 @@ class MapStore:
         rows = {entry: maps for entry, maps in sorted(self._pending.items()) if entry not in self._index}
         if rows:
             path = self.folder / f"maps-{uuid.uuid4().hex}.safetensors"
-            tensors = {name: torch.stack([maps[name] for maps in rows.values()]) for name in self.maps}
+            # Not torch.stack: within a step, autocast refuses to stack halves on a CPU.
+            stacked = {name: np.stack([maps[name].numpy() for maps in rows.values()]) for name in self.maps}
+            tensors = {name: torch.from_numpy(values) for name, values in stacked.items()}
             tensors["entry"] = torch.tensor(list(rows), dtype=torch.int64)
             tensors["check"] = torch.tensor(
                 [[_checksum(entry, name, maps[name]) for name in self.maps] for entry, maps in rows.items()],

@@ -144,6 +144,7 @@ def test_the_students_autocast_changes_nothing(
     teacher = cached(live, tmp_path / "inside", frames)
     with torch.autocast("cpu", torch.bfloat16):
         assert same(ask(teacher, frames, 0, 1), plain)
+        teacher.store.flush()
         assert same(ask(teacher, frames, 0, 1), plain)
 
 
