@@ -35,11 +35,11 @@ from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.accuracy import sensors_of, spread
 from bevkd_deploy.pipelines.datasets import prepare_data, read_split
-from bevkd_deploy.pipelines.distill import distillation_step
+from bevkd_deploy.pipelines.distill import distillation_step, start_student
+from bevkd_deploy.pipelines.teacher_cache import frozen_teacher
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 from bevkd_deploy.pipelines.train import train
 from bevkd_deploy.pipelines.training import TrainingJob, job_key, run_training, training_frames
-from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "recipe.yaml"
@@ -91,13 +91,14 @@ class Lane:
         dataset = training_frames(recipe, root, recipe.student.train, specs, quiet)
         self.first = self.first or dataset
         dataset.share_sensors(self.first)
-        student = build_detector(recipe.student.model, recipe.student_spec(), seed)
         start = time.monotonic()
         if arm is None:
+            student = build_detector(recipe.student.model, recipe.student_spec(), seed)
             step: torch.nn.Module = TrainingStep(student, "student")
         else:
-            teacher = FrozenTeacher(load_teacher(self.folder, loaded), recipe.teacher_spec())
-            step = distillation_step(recipe, student, teacher, dataset, quiet)
+            teacher = load_teacher(self.folder, loaded)
+            student, _ = start_student(recipe, teacher)
+            step = distillation_step(recipe, student, frozen_teacher(recipe, teacher), dataset)
         job = TrainingJob(name, folder, key, "student", recipe.student.model, recipe.student.train, seed)
         val = read_split(recipe, root, "val", quiet)
         summary = run_training(job, step, student, dataset, val, resume=False, console=quiet)

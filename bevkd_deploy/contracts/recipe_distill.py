@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
@@ -210,3 +211,13 @@ class DistillConfig(Section):
                 f"stop_fraction {self.stop_fraction:g} must be greater than warmup_fraction {self.warmup_fraction:g}"
             )
         return self
+
+    def feature_terms(self) -> list[str]:
+        """The enabled losses that read features of the teacher, and so need its forward pass, by name."""
+        return [name for name, term in self.losses.enabled().items() if isinstance(term, TapLossConfig)]
+
+    def teacher_maps(self, maps: Iterable[str]) -> tuple[str, ...]:
+        """Those of the teacher's head maps that the terms and the labels read."""
+        heatmap_alone = {"heatmap", "quality_focal", *self.feature_terms()}
+        reads_boxes = self.labels is not None or not self.losses.enabled().keys() <= heatmap_alone
+        return tuple(maps) if reads_boxes else ("heatmap",)

@@ -19,7 +19,7 @@ from bevkd_deploy.distill.weighting import TermWeights, gradient_norms
 from bevkd_deploy.geometry.grid import BevGrid
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.detector import FusionDetector
-from bevkd_deploy.teachers.frozen import FrozenTeacher
+from bevkd_deploy.teachers.frozen import Teacher
 
 Batch = dict[str, Any]
 
@@ -65,12 +65,12 @@ class DistillationStep(nn.Module):
     with the student; the teacher is kept out of the module tree.
     """
 
-    teacher: FrozenTeacher
+    teacher: Teacher
 
     def __init__(
         self,
         student: FusionDetector,
-        teacher: FrozenTeacher,
+        teacher: Teacher,
         config: DistillConfig,
         channels: Channels,
         min_radius_cells: int = 2,
@@ -79,7 +79,7 @@ class DistillationStep(nn.Module):
 
         Args:
             student: the network that learns.
-            teacher: the frozen one.
+            teacher: the frozen one, live or cached.
             config: losses and their weights.
             channels: of the taps, from `tap_shapes`.
             min_radius_cells: smallest Gaussian of a label that the teacher adds, as in the targets.
@@ -130,7 +130,7 @@ class DistillationStep(nn.Module):
         targets = batch["targets"]
         self.teacher.to(targets["heatmap"].device)  # moved by nobody else: it is in no module tree
         with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
-            teacher_maps = self.teacher(batch["inputs"]["teacher"])
+            teacher_maps = self.teacher(batch["inputs"].get("teacher"), batch["position"])
         with Taps(self.detector, [pair.student for pair in self.pairs.values()], detach=False) as student_taps:
             student_maps = self.detector(**batch["inputs"]["student"])
         view = StepView(
