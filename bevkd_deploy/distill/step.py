@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.contracts.recipe_distill import DistillConfig, TapLossConfig
-from bevkd_deploy.distill.alignment import BevLayout, align
+from bevkd_deploy.contracts.recipe_distill import ContrastLossConfig, DistillConfig, FeatureLossConfig, TapLossConfig
+from bevkd_deploy.distill.alignment import BevLayout, align, class_order
 from bevkd_deploy.distill.losses.attention import attention_transfer_loss
 from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
 from bevkd_deploy.distill.losses.feature import FeatureImitationLoss
 from bevkd_deploy.distill.losses.heatmap import heatmap_kd_loss
+from bevkd_deploy.distill.tap_report import TapPair, TapReport
 from bevkd_deploy.distill.taps import Taps
 from bevkd_deploy.geometry.grid import BevGrid
 from bevkd_deploy.models.detection_loss import detection_losses
@@ -22,7 +21,6 @@ from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 Batch = dict[str, Any]
-PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 #: Heatmap logit where the teacher's range ends: as good as no confidence, so nothing is taught there.
 _UNSEEN_LOGIT = -20.0
@@ -55,7 +53,7 @@ class DistillationStep(nn.Module):
         student: FusionDetector,
         teacher: FrozenTeacher,
         config: DistillConfig,
-        channels: dict[str, dict[str, int]],
+        taps: TapReport,
     ) -> None:
         """Build the terms.
 
@@ -63,7 +61,7 @@ class DistillationStep(nn.Module):
             student: the network that learns.
             teacher: the frozen one.
             config: losses and their weights.
-            channels: {"student": {tap: channels}, "teacher": {tap: channels}}, from `tap_shapes`.
+            taps: what the recipe's taps give in these two networks, from `report_taps`.
         """
         super().__init__()
         self.detector = student
@@ -73,24 +71,11 @@ class DistillationStep(nn.Module):
         self.student_layout = BevLayout(BevGrid.bev(student.spec))
         self.teacher_layout = BevLayout(BevGrid.bev(teacher.spec))
         self.classes_match = class_order(teacher.spec.classes, student.spec.classes)
-        self.pairs = tap_pairs(config)
-        cell_m = self.student_layout.grid.cell_m
-        terms: dict[str, nn.Module] = {}
-        losses = config.losses
-        if losses.feature:
-            sizes = channels["student"][losses.feature.student], channels["teacher"][losses.feature.teacher]
-            terms["feature"] = FeatureImitationLoss(*sizes, background=losses.feature.background)
-        if losses.contrast:
-            sizes = channels["student"][losses.contrast.student], channels["teacher"][losses.contrast.teacher]
-            terms["contrast"] = DenseContrastLoss(
-                *sizes,
-                embedding_channels=losses.contrast.embedding_channels,
-                temperature=losses.contrast.temperature,
-                cells_per_sample=losses.contrast.cells_per_sample,
-                queue_size=losses.contrast.queue_size,
-                cell_m=cell_m,
-            )
-        self.terms = nn.ModuleDict(terms)
+        self.taps = taps
+        sections = {name: getattr(config.losses, name) for name in taps.pairs}
+        self.terms = nn.ModuleDict(
+            {name: nn.ModuleList(_term(sections[name], pair) for pair in pairs) for name, pairs in taps.pairs.items()}
+        )
 
     def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Weighted losses by name.
@@ -100,54 +85,49 @@ class DistillationStep(nn.Module):
             progress: share of the training that is done, 0..1; the added terms ramp up over its beginning.
         """
         self.teacher.to(batch["targets"]["heatmap"].device)  # moved by nobody else: it is in no module tree
-        with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
+        with Taps(self.teacher.model, self.taps.taps("teacher"), detach=True) as teacher_taps:
             teacher_maps = self.teacher(batch["inputs"]["teacher"])
-        with Taps(self.detector, [pair.student for pair in self.pairs.values()], detach=False) as student_taps:
+        with Taps(self.detector, self.taps.taps("student"), detach=False) as student_taps:
             maps = self.detector(**batch["inputs"]["student"])
         losses = detection_losses(maps, batch["targets"])
         weights = self.config.losses
         ramp = min(1.0, progress / self.config.warmup_fraction) if self.config.warmup_fraction else 1.0
         gaussians = batch["targets"]["heatmap"]
         if weights.heatmap:
-            logits = self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match]
+            logits = align(teacher_maps["heatmap"], self.teacher_layout, self.student_layout, _UNSEEN_LOGIT, pool="max")
+            logits = logits[:, self.classes_match]
             kd = heatmap_kd_loss(maps["heatmap"], logits, gaussians)
             losses["heatmap_kd_loss"] = ramp * weights.heatmap.weight * kd
         student_features, teacher_features = student_taps.take(), teacher_taps.take()
-        for name, pair in self.pairs.items():
-            teacher_map = self._aligned(teacher_features[pair.teacher])
-            value = self._pair_loss(name)(student_features[pair.student], teacher_map, gaussians)
-            losses[f"{name}_loss"] = ramp * pair.weight * value
+        for name, pairs in self.taps.pairs.items():
+            values = []
+            for index, pair in enumerate(pairs):
+                term = self.terms.get_submodule(f"{name}.{index}")
+                both = pair.aligned(student_features[pair.student.path], teacher_features[pair.teacher.path])
+                values.append(term(*both, pair.targets(gaussians, self.student_layout)))
+            losses[f"{name}_loss"] = ramp * getattr(weights, name).weight * torch.stack(values).sum()
         return losses
 
-    def _aligned(self, teacher_map: Tensor, outside: float = 0.0) -> Tensor:
-        return align(teacher_map, self.teacher_layout, self.student_layout, outside)
 
-    def _pair_loss(self, name: str) -> PairLoss:
-        if name == "attention":
-            return lambda student, teacher, _: attention_transfer_loss(student, teacher)
-        return self.terms[name]
+class _Attention(nn.Module):
+    def forward(self, student: Tensor, teacher: Tensor, target_heatmap: Tensor) -> Tensor:
+        return attention_transfer_loss(student, teacher)
 
 
-def tap_pairs(config: DistillConfig) -> dict[str, TapLossConfig]:
-    """The enabled losses that compare a pair of taps, by name."""
-    named = {name: getattr(config.losses, name) for name in ("feature", "attention", "contrast")}
-    return {name: pair for name, pair in named.items() if pair is not None}
-
-
-def class_order(teacher: tuple[str, ...], student: tuple[str, ...]) -> list[int]:
-    """For each student class, its channel in the teacher's heatmap, by name."""
-    missing = [name for name in student if name not in teacher]
-    if missing:
-        raise DataError(f"the teacher does not know classes {missing}; it knows {list(teacher)}")
-    return [teacher.index(name) for name in student]
-
-
-@torch.no_grad()
-def tap_shapes(model: nn.Module, inputs: dict[str, Tensor], paths: list[str]) -> dict[str, tuple[int, ...]]:
-    """Shape of what each tap captures in one forward pass, without training anything."""
-    training = model.training
-    model.eval()
-    with Taps(model, paths, detach=True) as taps:
-        model(**inputs)
-    model.train(training)
-    return {path: tuple(tensor.shape) for path, tensor in taps.take().items()}
+def _term(config: TapLossConfig, pair: TapPair) -> nn.Module:
+    """The loss of one pair of taps."""
+    sizes = pair.student.channels, pair.teacher.channels
+    if isinstance(config, FeatureLossConfig):
+        return FeatureImitationLoss(*sizes, background=config.background, projector=config.projector)
+    if isinstance(config, ContrastLossConfig):
+        assert pair.student.layout is not None  # the recipe schema: contrast is in BEV space
+        return DenseContrastLoss(
+            *sizes,
+            embedding_channels=config.embedding_channels,
+            temperature=config.temperature,
+            cells_per_sample=config.cells_per_sample,
+            queue_size=config.queue_size,
+            cell_m=pair.student.layout.grid.cell_m,
+            projector=config.projector,
+        )
+    return _Attention()

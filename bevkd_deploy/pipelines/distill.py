@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from bevkd_deploy.contracts.files import write_json
-from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.data.dataset import collate
-from bevkd_deploy.distill.step import DistillationStep, tap_pairs, tap_shapes
-from bevkd_deploy.models.detector import FusionDetector, parameter_count
+from bevkd_deploy.distill.step import DistillationStep
+from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
+from bevkd_deploy.models.detector import parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
 from bevkd_deploy.pipelines.dry_run import print_plan
@@ -63,10 +62,15 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
     dataset = training_frames(recipe, root, recipe.student.train, specs, console)
     frozen = FrozenTeacher(teacher.detector, recipe.teacher_spec())
-    channels = _tap_channels(recipe, student, frozen, collate([dataset[0]])["inputs"])
+    inputs = collate([dataset[0]])["inputs"]
+    taps = report_taps(
+        TappedNetwork.student(student, inputs["student"]),
+        TappedNetwork.teacher(frozen, inputs["teacher"]),
+        recipe.distill,
+    )
     with torch.random.fork_rng(devices=[]):  # projectors and embeddings start from the recipe's seed too
         torch.manual_seed(recipe.seed)
-        step = DistillationStep(student, frozen, recipe.distill, channels)
+        step = DistillationStep(student, frozen, recipe.distill, taps)
     key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
     job = TrainingJob("distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed)
     val = read_split(recipe, root, "val", console)
@@ -79,15 +83,3 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
         teacher=headline(teacher.summary),
         student=headline(summary),
     )
-
-
-def _tap_channels(
-    recipe: Recipe, student: FusionDetector, teacher: FrozenTeacher, inputs: dict[str, dict[str, Tensor]]
-) -> dict[str, dict[str, int]]:
-    """Channels of every tapped map, found by running both networks once; a wrong tap fails here."""
-    pairs = tap_pairs(recipe.distill).values()
-    shapes = {
-        "student": tap_shapes(student, inputs["student"], [pair.student for pair in pairs]),
-        "teacher": tap_shapes(teacher.model, inputs["teacher"], [pair.teacher for pair in pairs]),
-    }
-    return {who: {path: shape[1] for path, shape in taps.items()} for who, taps in shapes.items()}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.distill.losses.feature import standardize
+from bevkd_deploy.distill.projectors import ProjectorKind, build_projector
 
 _FOREGROUND = 0.3  # a cell whose Gaussian exceeds this belongs to an object
 _NEAR_M = 2.0
@@ -39,13 +40,14 @@ class DenseContrastLoss(nn.Module):
         cells_per_sample: int,
         queue_size: int,
         cell_m: float,
+        projector: ProjectorKind = "linear",
     ) -> None:
         super().__init__()
         self.temperature = temperature
         self.cells_per_sample = cells_per_sample
         self.cell_m = cell_m
         size = min(embedding_channels, teacher_channels)
-        self.embed = nn.Linear(student_channels, size)
+        self.embed = build_projector(projector, student_channels, size)
         projection = torch.empty(teacher_channels, size)
         nn.init.orthogonal_(projection)
         self.register_buffer("teacher_projection", projection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bevkd_deploy.distill.projectors import Projector
+from bevkd_deploy.distill.projectors import ProjectorKind, build_projector
 
 
 def standardize(features: Tensor) -> Tensor:
@@ -23,9 +23,11 @@ class FeatureImitationLoss(nn.Module):
     Source: PKD (arXiv 2207.02039), eq. 4; foreground weighting as in DistillBEV (arXiv 2309.15109).
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, background: float) -> None:
+    def __init__(
+        self, student_channels: int, teacher_channels: int, background: float, projector: ProjectorKind = "conv"
+    ) -> None:
         super().__init__()
-        self.projector = Projector(student_channels, teacher_channels)
+        self.projector = build_projector(projector, student_channels, teacher_channels)
         self.background = background
 
     def forward(self, student: Tensor, teacher: Tensor, target_heatmap: Tensor) -> Tensor:

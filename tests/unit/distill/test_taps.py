@@ -14,7 +14,7 @@ from bevkd_deploy.distill.taps import Taps
 
 class Inner(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Any]:
-        return {"maps": [x * 2, (x * 3, x * 4)], "count": 7}
+        return {"maps": [x * 2, (x * 3, x * 4)], "count": 7, "nothing": None}
 
 
 class Net(nn.Module):
@@ -105,18 +105,18 @@ def test_taps_are_handed_over_once_and_can_be_entered_again(net: Net) -> None:
 def test_a_tap_must_fire_exactly_once(net: Net) -> None:
     with Taps(net, ["conv"], detach=True) as taps:
         net(ONES, twice=True)
-    with pytest.raises(UsageError, match=r"tap 'conv' fired 2 times in one forward pass, expected once"):
+    with pytest.raises(UsageError, match=r"tap 'conv' of the model fired 2 times in one forward pass, expected once"):
         taps.take()
     with Taps(net, ["conv"], detach=True) as taps:
         pass
-    with pytest.raises(UsageError, match=r"tap 'conv' fired 0 times"):
+    with pytest.raises(UsageError, match=r"tap 'conv' of the model fired 0 times"):
         taps.take()
 
 
 def test_unknown_paths_suggest_known_ones(net: Net) -> None:
-    with pytest.raises(UsageError, match=r"tap 'conf': the model has no module 'conf'. Did you mean one of \['conv'\]"):
-        Taps(net, ["conf"], detach=True)
-    with pytest.raises(UsageError, match=r"no module 'pts_neck'. Did you mean one of \['conv', 'block'\]"):
+    with pytest.raises(UsageError, match=r"tap 'conf': the student has no module 'conf'\. Did you mean 'conv'\?"):
+        Taps(net, ["conf"], detach=True, role="student")
+    with pytest.raises(UsageError, match=r"no module 'pts_neck'\. It has: conv, block"):
         Taps(net, ["pts_neck"], detach=True)
 
 
@@ -129,10 +129,15 @@ def test_malformed_paths_are_refused(net: Net, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("block.1", r"gives a dict with keys \['maps', 'count'\], not a tensor: add a selector"),
+        ("block.1", r"gives a dict with keys \['maps', 'count', 'nothing'\], not a tensor: add a step"),
         ("block.1[maps]", "gives a list of length 2, not a tensor"),
         ("block.1[count]", "gives a int, not a tensor"),
-        ("block.1[mops]", r"\[mops\] does not fit an output of a dict with keys"),
+        ("block.1[mops]", r"\[mops\] does not fit an output of a dict with keys .* Did you mean 'maps'\?"),
+        ("block.1.mops", r"'block.1' has no module 'mops'.*\[mops\] does not fit .* Did you mean 'maps'\?"),
+        ("block.2", r"'block' has no module '2'.*\[2\] does not fit an output of a dict"),
+        ("block.1[nothing]", r"gives None, not a tensor$"),
+        ("conv.weigth", r"'conv' has no module 'weigth'.*does not fit an output of a tensor of shape \[1, 2\]"),
+        ("conv.shape", r"\[shape\] does not fit an output of a tensor"),
         ("block.1[maps][2]", r"\[2\] does not fit an output of a list of length 2"),
         ("block.1[maps][x]", r"\[x\] does not fit an output of a list"),
     ],
