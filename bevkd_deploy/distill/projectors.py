@@ -54,19 +54,14 @@ class MlpProjector(nn.Module):
         return projected[0, :, :, 0].T if student.dim() == 2 else projected
 
 
-class LinearEmbedding(nn.Module):
+class LinearEmbedding(nn.Linear):
     """One linear map of each vector or cell, without a norm: the same for one vector as for many."""
-
-    def __init__(self, student_channels: int, teacher_channels: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(student_channels, teacher_channels)
 
     def forward(self, student: Tensor) -> Tensor:
         """[M, Cs] -> [M, Ct], or cell by cell [B, Cs, Y, X] -> [B, Ct, Y, X]."""
         if student.dim() == 2:
-            embedded: Tensor = self.linear(student)
-            return embedded
-        return nn.functional.conv2d(student, self.linear.weight[:, :, None, None], self.linear.bias)
+            return super().forward(student)
+        return nn.functional.conv2d(student, self.weight[:, :, None, None], self.bias)
 
 
 def build_projector(kind: ProjectorKind, student_channels: int, teacher_channels: int) -> nn.Module:

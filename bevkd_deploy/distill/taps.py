@@ -196,7 +196,7 @@ class Taps:
         if self._wants_gradient:
             for name, captured in record.items():
                 for capture in captured:
-                    _check_gradient(name, capture)
+                    _check_gradient(f"tap '{name}' of the {self.role}", capture)
         return {name: [capture.tensor for capture in captured] for name, captured in record.items()}
 
     def take(self) -> dict[str, Tensor]:
@@ -311,15 +311,15 @@ def _step_into(output: Any, step: str, where: str) -> Any:
     raise UsageError(f"{where} [{step}] does not fit an output of {_describe(output)} either.{known}")
 
 
-def _check_gradient(name: str, capture: _Capture) -> None:
+def _check_gradient(where: str, capture: _Capture) -> None:
     if capture.tensor.requires_grad:
         return
     if capture.grad_enabled:
         raise UsageError(
-            f"tap '{name}' carries no gradient: nothing up to it can be trained, so a loss on it teaches nothing"
+            f"{where} carries no gradient: nothing up to it can be trained, so a loss on it teaches nothing"
         )
     raise UsageError(
-        f"tap '{name}' carries no gradient: its module ran with gradients off, as activation checkpointing with "
+        f"{where} carries no gradient: its module ran with gradients off, as activation checkpointing with "
         "use_reentrant=True does it. Use use_reentrant=False, or tap outside the checkpointed part"
     )
 
