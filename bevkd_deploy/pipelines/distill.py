@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 
 from bevkd_deploy.contracts.files import write_json
+from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
-from bevkd_deploy.data.dataset import collate
+from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.distill.step import DistillationStep
-from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
-from bevkd_deploy.models.detector import parameter_count
+from bevkd_deploy.distill.tap_report import TappedNetwork, TapReport, report_taps
+from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
 from bevkd_deploy.pipelines.dry_run import print_plan
@@ -51,23 +52,18 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     """The distillation stage inside an existing run."""
     loaded, recipe = run.loaded, run.loaded.recipe
     root = prepare_data(recipe, console)
+    student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
+    specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
+    dataset = training_frames(recipe, root, recipe.student.train, specs, console)
+    taps = _tap_report(recipe, student, dataset)  # first of all: a wrong tap must not cost the training of a teacher
     teacher = obtain_teacher(loaded, root, console)
     write_json(run.path / "eval" / "teacher.json", teacher.summary)
     start = time.monotonic()
-    student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
     console.print(
         f"  student {parameter_count(student) / 1e6:.2f} M parameters, teacher "
         f"{parameter_count(teacher.detector) / 1e6:.2f} M"
     )
-    specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
-    dataset = training_frames(recipe, root, recipe.student.train, specs, console)
     frozen = FrozenTeacher(teacher.detector, recipe.teacher_spec())
-    inputs = collate([dataset[0]])["inputs"]
-    taps = report_taps(
-        TappedNetwork.student(student, inputs["student"]),
-        TappedNetwork.teacher(frozen, inputs["teacher"]),
-        recipe.distill,
-    )
     with torch.random.fork_rng(devices=[]):  # projectors and embeddings start from the recipe's seed too
         torch.manual_seed(recipe.seed)
         step = DistillationStep(student, frozen, recipe.distill, taps)
@@ -82,4 +78,17 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
         [run.student_weights, run.path / "eval" / "student.json", run.path / "eval" / "teacher.json"],
         teacher=headline(teacher.summary),
         student=headline(summary),
+    )
+
+
+def _tap_report(recipe: Recipe, student: FusionDetector, dataset: FrameDataset) -> TapReport:
+    """What the taps give on the first training frame; shapes are the same whatever the teacher's weights are."""
+    inputs = collate([dataset[0]])["inputs"]
+    teacher = FrozenTeacher(
+        build_detector(recipe.teacher.model, recipe.teacher_spec(), recipe.seed), recipe.teacher_spec()
+    )
+    return report_taps(
+        TappedNetwork.student(student, inputs["student"]),
+        TappedNetwork.teacher(teacher, inputs["teacher"]),
+        recipe.distill,
     )
