@@ -7,6 +7,7 @@ normalises over the batch axis alone: both would make one frame's target depend 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -70,7 +71,11 @@ def build_projector(kind: ProjectorKind, student_channels: int, teacher_channels
     Raises:
         UsageError: an unknown kind.
     """
-    kinds = {"conv": Projector, "mlp": MlpProjector, "linear": LinearEmbedding}
+    kinds: dict[str, Callable[[int, int], nn.Module]] = {
+        "conv": Projector,
+        "mlp": MlpProjector,
+        "linear": LinearEmbedding,
+    }
     if kind not in kinds:
         raise UsageError(f"unknown projector '{kind}', expected one of {', '.join(kinds)}")
     return kinds[kind](student_channels, teacher_channels)
