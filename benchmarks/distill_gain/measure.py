@@ -35,7 +35,7 @@ from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.accuracy import sensors_of, spread
 from bevkd_deploy.pipelines.datasets import prepare_data, read_split
-from bevkd_deploy.pipelines.distill import distillation_step, start_student
+from bevkd_deploy.pipelines.distill import distillation_step, start_student, tap_report
 from bevkd_deploy.pipelines.teacher_cache import frozen_teacher
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 from bevkd_deploy.pipelines.train import train
@@ -97,7 +97,7 @@ class Lane:
         else:
             teacher = load_teacher(self.folder, loaded)
             student, _ = start_student(recipe, teacher)
-            step = distillation_step(recipe, student, frozen_teacher(recipe, teacher), dataset)
+            step = distillation_step(recipe, student, frozen_teacher(recipe, teacher), tap_report(recipe, dataset))
         job = TrainingJob(name, folder, key, "student", recipe.student.model, recipe.student.train, seed)
         val = read_split(recipe, root, "val", quiet)
         summary = run_training(job, step, student, dataset, val, resume=False, console=quiet)
