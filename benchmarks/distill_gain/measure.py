@@ -75,14 +75,13 @@ class Lane:
 
     def run(self, name: str, arm: dict[str, Any] | None, seed: int) -> dict[str, Any]:
         """Train and evaluate one student; its figures stand in `result.json` too."""
-        folder = self.folder / f"{name}-{seed}"
-        result_file = folder / "result.json"
         loaded = recipe_of(arm, seed)
-        key = job_key(recipe=loaded.digest, arm=name)
+        key = job_key(recipe=loaded.digest, distill=arm is not None)
+        folder = self.folder / f"run-{key[:12]}"  # by what it is: studies share the runs that they have in common
+        result_file = folder / "result.json"
         if result_file.is_file():
             kept: dict[str, Any] = read_json(result_file, "result")
-            if kept["key"] == key:
-                return kept
+            return kept
         recipe, quiet = loaded.recipe, Console(file=io.StringIO())
         root = prepare_data(recipe, quiet)
         specs = {"student": recipe.student_spec()}
@@ -103,7 +102,8 @@ class Lane:
         val = read_split(recipe, root, "val", quiet)
         summary = run_training(job, step, student, dataset, val, resume=False, console=quiet)
         result = {
-            "key": key,
+            "arm": name,
+            "seed": seed,
             "mAP": summary["present"]["mean_ap"],
             "NDS": summary["present"]["nd_score"],
             "per_class": summary["mean_dist_aps"],
