@@ -203,9 +203,12 @@ class DistillLosses(Section):
 
 
 class LabelsConfig(Section):
-    """The teacher's boxes as further labels, where the ground truth has no object of their class within 2 m."""
+    """The teacher's boxes as further labels, where the ground truth has no such object within 2 m."""
 
     min_score: Fraction = Field(0.25, description="score that a box has at least")
+    match: Literal["class", "any"] = Field(
+        "class", description="a box is no label within 2 m of an object of its class, or of any object"
+    )
     peaks: Literal["full", "score"] = Field(
         "full", description="full: an object's heatmap peak; score: a peak of this height, which is not punished only"
     )
