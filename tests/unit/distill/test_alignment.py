@@ -187,3 +187,4 @@ def test_places_stay_exact_under_autocast(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype):
         assert torch.equal(align(linear(far.grid), far, near), expected)
         assert align(torch.ones(1, 1, 80, 120, dtype=dtype), far, near).dtype == torch.float32
+    assert align(torch.ones(1, 1, 80, 120, dtype=dtype), far, near).dtype == torch.float32  # and without autocast
