@@ -172,7 +172,7 @@ class PairLossConfig(TapLossConfig):
     """A classic loss between two taps, with the settings of RepDistiller; the weight has no default."""
 
     loss: Literal[
-        "hint", "attention", "similarity", "variational", "neuron_selectivity", "singular_vector",
+        "hint", "attention", "similarity", "variational", "neuron_selectivity",
         "correlation", "relational", "probabilistic", "info_nce", "nt_xent",
     ] = Field(description="the last five compare one vector a frame: the mean over cells")  # fmt: skip
 
