@@ -197,9 +197,9 @@ def test_a_pattern_gives_the_sum_over_its_pairs(
 ) -> None:
     step, report = step_of(networks, attention("pts_backbone.blocks.*", count=2), tiny_spec)
     assert [pair.student.path for pair in report.pairs["attention"]] == [f"pts_backbone.blocks.{i}" for i in (0, 1)]
-    together = step(batch, 1.0)["attention_loss"]
+    together = step(batch, 1.0).raw["attention"]
     alone = [
-        step_of(networks, attention(f"pts_backbone.blocks.{i}"), tiny_spec)[0](batch, 1.0)["attention_loss"]
+        step_of(networks, attention(f"pts_backbone.blocks.{i}"), tiny_spec)[0](batch, 1.0).raw["attention"]
         for i in (0, 1)
     ]
     assert all(value > 0 for value in alone)
@@ -207,7 +207,7 @@ def test_a_pattern_gives_the_sum_over_its_pairs(
 
 
 def test_losses_on_deeper_levels_and_camera_maps_reach_the_student(
-    networks: Networks, tiny_spec: GraphSpec, batch: dict[str, Any]
+    networks: Networks, tiny_spec: GraphSpec, batch: dict[str, Any], make_dataset: Callable[..., FrameDataset]
 ) -> None:
     losses = config(
         feature=FeatureLossConfig(student="pts_backbone[1]", teacher="pts_backbone[0]"),
@@ -215,15 +215,15 @@ def test_losses_on_deeper_levels_and_camera_maps_reach_the_student(
         contrast=ContrastLossConfig(student="pts_backbone[1]", embedding_channels=4, queue_size=8, cells_per_sample=8),
     )
     step, report = step_of(networks, losses, tiny_spec)
-    assert step.terms["contrast"][0].cell_m == 4.0  # of the tap, not of the head
-    found = step.train()(batch, 1.0)
-    for name in ("feature_loss", "attention_loss", "contrast_loss"):
+    found = step.train()(batch, 1.0).weighted
+    for name in ("feature_kd_loss", "attention_kd_loss", "contrast_kd_loss"):
         backbone = list(step.detector.img_backbone.parameters())
         gradients = torch.autograd.grad(found[name], backbone, retain_graph=True, allow_unused=True)
         assert torch.isfinite(found[name])
         assert sum(float(g.abs().sum()) for g in gradients if g is not None) > 0, name
     images = config(feature=FeatureLossConfig(student="img_neck", teacher="img_neck", space="image"))
-    value = step_of(networks, images, tiny_spec)[0](batch, 1.0)["feature_loss"]
+    one = make_dataset()[0]  # another batch size than the one that was reported on
+    value = step_of(networks, images, tiny_spec)[0](collate([one]), 1.0).raw["feature"]
     assert torch.isfinite(value) and value > 0
 
 
@@ -231,12 +231,13 @@ def test_a_deeper_level_keeps_the_height_of_a_truths_peak(networks: Networks) ->
     (pair,) = report_taps(*networks, attention("pts_backbone[1]")).pairs["attention"]
     gaussians = torch.zeros(2, 10, 12, 16)
     gaussians[1, 3, 5, 9] = 1.0
-    coarse = pair.targets(gaussians, networks[0].layout)
+    coarse = pair.foreground(gaussians, networks[0].layout, torch.zeros(2, 8, 6, 8))
     expected = torch.zeros(2, 10, 6, 8)
     expected[1, 3, 2, 4] = 1.0
     assert torch.equal(coarse, expected)
     (image,) = report_taps(*networks, attention("img_neck", space="image")).pairs["attention"]
-    assert torch.equal(image.targets(gaussians, networks[0].layout), torch.ones(4, 1, 4, 8))
+    pixels = image.foreground(gaussians, networks[0].layout, torch.zeros(6, 8, 4, 8))
+    assert torch.equal(pixels, torch.ones(6, 1, 4, 8))
 
 
 def test_a_teacher_drawn_x_first(
