@@ -15,6 +15,7 @@ from bevkd_deploy.distill.losses.attention import attention_transfer_loss
 from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
 from bevkd_deploy.distill.losses.feature import FeatureImitationLoss
 from bevkd_deploy.distill.losses.heatmap import heatmap_kd_loss
+from bevkd_deploy.distill.progress import Progress, Stage
 from bevkd_deploy.distill.taps import Taps
 from bevkd_deploy.geometry.grid import BevGrid
 from bevkd_deploy.models.detection_loss import detection_losses
@@ -36,7 +37,10 @@ class TrainingStep(nn.Module):
         self.detector = detector
         self.name = name
 
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def begin_stage(self, stage: Stage) -> None:
+        """No term of it can be switched."""
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is what is minimised."""
         return detection_losses(self.detector(**batch["inputs"][self.name]), batch["targets"])
 
@@ -92,12 +96,17 @@ class DistillationStep(nn.Module):
             )
         self.terms = nn.ModuleDict(terms)
 
-    def forward(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def begin_stage(self, stage: Stage) -> None:
+        """Train only the parameters of terms that are on."""
+        for name, term in self.terms.items():
+            term.requires_grad_(stage.has_term(name))
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Weighted losses by name.
 
         Args:
             batch: inputs of "student" and "teacher", targets.
-            progress: share of the training that is done, 0..1; the added terms ramp up over its beginning.
+            progress: the added terms ramp up over the beginning of the training; the stage says which are on.
         """
         self.teacher.to(batch["targets"]["heatmap"].device)  # moved by nobody else: it is in no module tree
         with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
@@ -106,14 +115,16 @@ class DistillationStep(nn.Module):
             maps = self.detector(**batch["inputs"]["student"])
         losses = detection_losses(maps, batch["targets"])
         weights = self.config.losses
-        ramp = min(1.0, progress / self.config.warmup_fraction) if self.config.warmup_fraction else 1.0
+        ramp = min(1.0, progress.fraction / self.config.warmup_fraction) if self.config.warmup_fraction else 1.0
         gaussians = batch["targets"]["heatmap"]
-        if weights.heatmap:
+        if weights.heatmap and progress.stage.has_term("heatmap"):
             logits = self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match]
             kd = heatmap_kd_loss(maps["heatmap"], logits, gaussians)
             losses["heatmap_kd_loss"] = ramp * weights.heatmap.weight * kd
         student_features, teacher_features = student_taps.take(), teacher_taps.take()
         for name, pair in self.pairs.items():
+            if not progress.stage.has_term(name):
+                continue
             teacher_map = self._aligned(teacher_features[pair.teacher])
             value = self._pair_loss(name)(student_features[pair.student], teacher_map, gaussians)
             losses[f"{name}_loss"] = ramp * pair.weight * value

@@ -33,7 +33,7 @@ from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.object_database import build_database
 from bevkd_deploy.data.paste import Paster
 from bevkd_deploy.data.sampling import EpochSampler
-from bevkd_deploy.distill import loop
+from bevkd_deploy.distill import event_log
 from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
 from bevkd_deploy.distill.step import DistillationStep, TrainingStep
 from bevkd_deploy.models.factory import build_detector
@@ -114,7 +114,7 @@ def runner(
     tiny_model_config: Callable[..., ModelConfig],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Runner:
-    monkeypatch.setattr(loop, "_EVENT_EVERY_STEPS", 1)
+    monkeypatch.setattr(event_log, "EVENT_EVERY_STEPS", 1)
     augmentation = AugmentationConfig(flip_x=True, flip_y=True, rotation_rad=0.4)
     return Runner(make_dataset(augmentation), teacher_config, tiny_model_config())
 

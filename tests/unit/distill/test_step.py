@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,13 +23,20 @@ from bevkd_deploy.contracts.recipe_distill import (
     HeatmapLossConfig,
 )
 from bevkd_deploy.data.dataset import FrameDataset, collate
+from bevkd_deploy.distill.progress import Progress, Stage
 from bevkd_deploy.distill.step import DistillationStep, TrainingStep, class_order, tap_pairs, tap_shapes
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 MakeConfig = Callable[..., ModelConfig]
+ALL_ON = Stage(0, 0, 1, None, (), 1e-3, "one_cycle", 0.2)
 TERMS = ("heatmap_kd_loss", "feature_loss", "attention_loss", "contrast_loss")
+
+
+def at(fraction: float, stage: Stage = ALL_ON) -> Progress:
+    """Some way into a training."""
+    return Progress(round(1000 * fraction), 1000, stage)
 
 
 def all_losses(warmup: float = 0.0) -> DistillConfig:
@@ -69,7 +77,7 @@ def unchanged(before: list[Tensor], after: Any) -> bool:
 
 
 def test_every_term_moves_the_student(step: DistillationStep, batch: dict[str, Any]) -> None:
-    losses = step.train()(batch, 1.0)
+    losses = step.train()(batch, at(1.0))
     assert set(losses) == {"heatmap_loss", "box_loss", *TERMS}
     shared = list(step.detector.pts_backbone.parameters()) + list(step.detector.img_backbone.parameters())
     for name, loss in losses.items():
@@ -89,7 +97,7 @@ def test_the_teacher_is_bit_equal_after_training(
     for _ in range(3):
         step.train()
         optimizer.zero_grad()
-        sum(step(batch, 1.0).values()).backward()
+        sum(step(batch, at(1.0)).values()).backward()
         optimizer.step()
     assert unchanged(before, teacher.tensors())
     assert not unchanged(student, step.detector.state_dict().values())
@@ -111,14 +119,14 @@ def test_terms_ramp_up_over_the_beginning(
 ) -> None:
     step = step_of(teacher, tiny_model_config(), tiny_spec, all_losses(warmup=0.2)).eval()
 
-    def at(progress: float) -> dict[str, float]:
+    def values(fraction: float) -> dict[str, float]:
         torch.manual_seed(0)  # of the cells that contrast draws
-        return {name: value.item() for name, value in step(batch, progress).items()}
+        return {name: value.item() for name, value in step(batch, at(fraction)).items()}
 
-    full = at(1.0)
-    assert at(0.2) == full
+    full = values(1.0)
+    assert values(0.2) == full
     for progress, share in ((0.0, 0.0), (0.05, 0.25)):
-        ramped = at(progress)
+        ramped = values(progress)
         for name in TERMS:
             assert ramped[name] == pytest.approx(share * full[name]), name
         assert ramped["heatmap_loss"] == full["heatmap_loss"]
@@ -131,7 +139,7 @@ def test_weights_scale_their_terms(
         sections = {"heatmap": HeatmapLossConfig, "attention": AttentionLossConfig}
         chosen = DistillLosses(**{name: sections[name](weight=weight) for name, weight in weights.items()})
         config = DistillConfig(losses=chosen, warmup_fraction=0.0)
-        return step_of(teacher, tiny_model_config(), tiny_spec, config).eval()(batch, 1.0)
+        return step_of(teacher, tiny_model_config(), tiny_spec, config).eval()(batch, at(1.0))
 
     one, more = losses(heatmap=1.0, attention=1.0), losses(heatmap=7.0, attention=3.0)
     assert set(one) == {"heatmap_loss", "box_loss", "heatmap_kd_loss", "attention_loss"}
@@ -146,7 +154,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
     config = tiny_model_config()
     same = {**batch, "inputs": {"student": batch["inputs"]["student"], "teacher": batch["inputs"]["student"]}}
     teacher = FrozenTeacher(build_detector(config, tiny_spec, 0), tiny_spec)
-    losses = step_of(teacher, config, tiny_spec, all_losses()).eval()(same, 1.0)
+    losses = step_of(teacher, config, tiny_spec, all_losses()).eval()(same, at(1.0))
     assert losses["heatmap_kd_loss"] == 0
     assert losses["attention_loss"] == 0
     assert losses["feature_loss"] > 0  # its projector starts at random
@@ -169,7 +177,7 @@ def test_classes_are_matched_by_name(
     step = step_of(FrozenTeacher(model, reversed_spec), config, tiny_spec, losses).eval()
     step.detector.bbox_head.heatmap[-1].load_state_dict(student_head)
     same = {**batch, "inputs": {"student": batch["inputs"]["student"], "teacher": batch["inputs"]["student"]}}
-    assert step(same, 1.0)["heatmap_kd_loss"] == 0
+    assert step(same, at(1.0))["heatmap_kd_loss"] == 0
 
 
 def test_class_order() -> None:
@@ -193,13 +201,13 @@ def test_a_teacher_of_another_grid_teaches_in_metres(
     with torch.no_grad():
         teacher.model.bbox_head.heatmap[-1].bias.zero_()  # sure of something everywhere
     step = step_of(teacher, tiny_model_config(), tiny_spec, all_losses()).eval()
-    losses = step(made, 1.0)
+    losses = step(made, at(1.0))
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
 
     beyond = {**made, "targets": {**made["targets"], "heatmap": made["targets"]["heatmap"].clone()}}
     beyond["targets"]["heatmap"][..., :12] = 0
     beyond["targets"]["heatmap"][:, 0, 5, 14] = 1.0  # objects only where the teacher sees nothing
-    assert step(beyond, 1.0)["heatmap_kd_loss"] < 1e-6
+    assert step(beyond, at(1.0))["heatmap_kd_loss"] < 1e-6
 
 
 def test_tap_shapes_trains_nothing(tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]) -> None:
@@ -225,6 +233,26 @@ def test_training_alone_has_the_detection_terms(
     tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]
 ) -> None:
     detector = build_detector(tiny_model_config(), tiny_spec, 0).eval()
-    losses = TrainingStep(detector, "student")(batch, 0.5)
+    losses = TrainingStep(detector, "student")(batch, at(0.5))
     expected = detection_losses(detector(**batch["inputs"]["student"]), batch["targets"])
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in expected.items()}
+
+
+def test_a_stage_switches_terms_off_with_their_parameters(
+    teacher: FrozenTeacher, tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]
+) -> None:
+    step = step_of(teacher, tiny_model_config(), tiny_spec, all_losses())
+    detection = {"heatmap_loss", "box_loss"}
+    stages = {
+        (): detection,
+        ("heatmap", "contrast"): detection | {"heatmap_kd_loss", "contrast_loss"},
+        ("feature",): detection | {"feature_loss"},
+        None: detection | set(TERMS),
+    }
+    for terms, expected in stages.items():
+        stage = replace(ALL_ON, terms=terms)
+        step.begin_stage(stage)
+        assert set(step(batch, at(0.5, stage))) == expected
+        for name, module in step.terms.items():
+            assert all(value.requires_grad == stage.has_term(name) for value in module.parameters())
+        assert all(value.requires_grad for value in step.detector.parameters())
