@@ -26,15 +26,10 @@ class ProcessBatchNorm(_BatchNorm):
         """[B, C, ...] -> the same shape; statistics are taken in fp32."""
         if not self.training or count() == 1:
             return super().forward(input)
-        shape = [1, -1] + [1] * (input.ndim - 2)
-        dims = [0, *range(2, input.ndim)]
-        x = input.float()
-        mean = mean_over_processes(x.mean(dims))
-        centred = x - mean.view(shape)
-        variance = mean_over_processes(centred.pow(2).mean(dims))
+        standardized, mean, variance = standardize_over_processes(input, self.eps)
         self._remember(mean.detach(), variance.detach(), input.numel() // input.shape[1] * count())
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+        shape = _per_channel(input)
+        return (standardized * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor, cells: int) -> None:
         assert self.running_mean is not None and self.running_var is not None
@@ -42,6 +37,24 @@ class ProcessBatchNorm(_BatchNorm):
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * cells / (cells - 1), self.momentum)  # unbiased, as PyTorch keeps it
+
+
+def standardize_over_processes(input: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Zero mean and unit deviation per channel over the batches of all processes.
+
+    Args:
+        input: [B, C, ...], of the same shape in every process.
+        eps: added to the variance.
+
+    Returns:
+        The standardised input in fp32, and the mean and the (biased) variance, [C].
+    """
+    dims = [0, *range(2, input.ndim)]
+    x = input.float()
+    mean = mean_over_processes(x.mean(dims))
+    centred = x - mean.view(_per_channel(input))
+    variance = mean_over_processes(centred.pow(2).mean(dims))
+    return centred * torch.rsqrt(variance + eps).view(_per_channel(input)), mean, variance
 
 
 def share_batch_norms(module: nn.Module) -> None:
@@ -59,6 +72,10 @@ def share_batch_norms(module: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, ProcessBatchNorm):
                 setattr(parent, name, _shared(child))
+
+
+def _per_channel(input: Tensor) -> list[int]:
+    return [1, -1] + [1] * (input.ndim - 2)
 
 
 def _shared(norm: _BatchNorm) -> ProcessBatchNorm:

@@ -6,6 +6,7 @@ Without a launcher there is one process, which is the main one, and everything h
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,6 +33,8 @@ def accelerator() -> Accelerator:
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     cpu = launched and not torch.cuda.is_available()  # accelerate joins a group on a CPU only when told that it is one
     if launched:
+        # Of 1x1 convolutions, whose strides mean nothing; PyTorch's advice is about speed, and does not apply.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         PartialState(cpu=cpu, timeout=_PATIENCE)
     return Accelerator(
         cpu=cpu, mixed_precision="no", dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False)

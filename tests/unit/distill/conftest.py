@@ -53,3 +53,24 @@ def batch(make_dataset: Callable[..., FrameDataset]) -> dict[str, Any]:
     made = collate([dataset[0], dataset[3]])
     assert made["targets"]["mask"][..., 0].sum() > 4
     return made
+
+
+@pytest.fixture(scope="session")
+def job(
+    tiny_world: Path, teacher_config: ModelConfig, tiny_model_config: Callable[..., ModelConfig]
+) -> Callable[..., dict[str, Any]]:
+    """A factory of jobs for `fit_process.py`."""
+    models = {"student": tiny_model_config(), "teacher": teacher_config}
+    described = {name: model.model_dump(mode="json") for name, model in models.items()}
+
+    def make(folder: Path, train: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return {
+            "world": str(tiny_world),
+            "folder": str(folder),
+            "train": train,
+            "distill": None,
+            **described,
+            **options,
+        }
+
+    return make

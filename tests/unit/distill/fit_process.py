@@ -52,9 +52,9 @@ def arm(death: Death) -> None:
     """Put death into the write and the rename of the state."""
     save, replace = torch.save, os.replace
 
-    def write(content: Any, path: Path) -> None:
-        save(content, path)
-        if "state.pt" in path.name and death.at("write"):
+    def write(content: Any, path: Any, **options: Any) -> None:
+        save(content, path, **options)
+        if isinstance(path, Path) and "state.pt" in path.name and death.at("write"):
             half = path.read_bytes()[: path.stat().st_size // 2]
             path.write_bytes(half)
             death.now()
@@ -66,6 +66,19 @@ def arm(death: Death) -> None:
 
     training_state.torch.save = write  # type: ignore[assignment]
     files.os.replace = rename  # type: ignore[assignment]
+
+
+def watch(dataset: FrameDataset) -> list[int]:
+    """The positions that this process reads (with workers they read, and the list stays empty)."""
+    taken: list[int] = []
+
+    class Watched(FrameDataset):
+        def __getitem__(self, position: int) -> dict[str, Any]:
+            taken.append(position)
+            return super().__getitem__(position)
+
+    dataset.__class__ = Watched
+    return taken
 
 
 def step_module(job: dict[str, Any], dataset: FrameDataset) -> nn.Module:
@@ -89,6 +102,7 @@ def main(job: dict[str, Any]) -> None:
     augmentation = AugmentationConfig(flip_x=True, rotation_rad=0.4)
     dataset = FrameDataset(samples, specs, target_of="student", min_radius_cells=1, augmentation=augmentation)
     module = step_module(job, dataset)
+    taken = watch(dataset)
     death = Death(*job.get("die", ["never", 0]))
     arm(death)
 
@@ -105,7 +119,11 @@ def main(job: dict[str, Any]) -> None:
     def on_epoch(finished: int) -> dict[str, float]:
         if death.at("evaluate"):
             death.now()
-        return {"mAP": float(sum(value.double().abs().sum() for value in module.get_submodule("detector").parameters()))}
+        return {
+            "mAP": float(
+                sum(value.detach().double().abs().sum() for value in module.get_submodule("detector").parameters())
+            )
+        }
 
     fit(
         module,
@@ -117,10 +135,11 @@ def main(job: dict[str, Any]) -> None:
         resume=job.get("resume", False),
         hooks=LoopHooks(on_step, on_epoch, save_weights),
     )
-    drawn = processes.gather(float(torch.rand(())))
+    each = processes.gather({"drawn": float(torch.rand(())), "taken": taken})
     if processes.is_main():
-        (folder / "drawn.json").write_text(json.dumps(drawn))
+        (folder / "each.json").write_text(json.dumps(each))
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    with processes.joined():
+        main(json.loads(Path(sys.argv[1]).read_text()))

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from bevkd_deploy.contracts.recipe import ModelConfig
-
-SCRIPT = Path(__file__).with_name("fit_process.py")
+from .launching import differences, events_of, launch, load
 
 #: 8 batches an epoch in steps of 3, 3 and 2; two stages of two epochs; 12 steps.
 EVERYTHING = {
@@ -44,53 +37,6 @@ DEATHS = [
 ]
 
 
-def launch(job: dict[str, Any], processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run a job to its end, or to its death."""
-    file = Path(job["folder"]) / "job.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(job))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(file)],
-        capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def job(
-    tiny_world: Path, teacher_config: ModelConfig, tiny_model_config: Callable[..., ModelConfig]
-) -> Callable[..., dict[str, Any]]:
-    models = {"student": tiny_model_config(), "teacher": teacher_config}
-
-    def make(folder: Path, train: dict[str, Any], **options: Any) -> dict[str, Any]:
-        described = {name: model.model_dump(mode="json") for name, model in models.items()}
-        return {"world": str(tiny_world), "folder": str(folder), "train": train, "distill": None, **described, **options}
-
-    return make
-
-
-def events_of(folder: Path) -> list[dict[str, Any]]:
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in event.items() if key != "seconds"} for event in events]
-
-
-def differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """Paths at which two nested states are not the same bits."""
-    if isinstance(first, torch.Tensor):
-        return [] if torch.equal(first, second) else [path]
-    if isinstance(first, dict):
-        if set(first) != set(second):
-            return [f"{path}: {set(first) ^ set(second)}"]
-        return [line for key in first for line in differences(first[key], second[key], f"{path}/{key}")]
-    if isinstance(first, (list, tuple)):
-        return [line for i, (a, b) in enumerate(zip(first, second, strict=True)) for line in differences(a, b, f"{path}/{i}")]
-    return [] if first == second else [f"{path}: {first} != {second}"]
-
-
-def load(file: Path) -> Any:
-    return torch.load(file, weights_only=True)
-
-
 @pytest.mark.slow
 def test_killed_again_and_again(job: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     done = launch(job(tmp_path / "whole", EVERYTHING, distill=TERMS))
@@ -110,5 +56,5 @@ def test_killed_again_and_again(job: Callable[..., dict[str, Any]], tmp_path: Pa
     assert differences(whole, load(cut / "state.pt")) == []
     assert differences(load(tmp_path / "whole" / "weights.pt"), load(cut / "weights.pt")) == []
     assert events_of(cut) == events_of(tmp_path / "whole")
-    assert (cut / "drawn.json").read_text() == (tmp_path / "whole" / "drawn.json").read_text()
+    assert (cut / "each.json").read_text() == (tmp_path / "whole" / "each.json").read_text()  # the next draw
     assert list(cut.glob(".state.pt.*")) == []
