@@ -151,10 +151,10 @@ class Engine:
         # fp16 overflows now and then: its loss scale notices, skips the step and comes down.
         if self.config.precision != "fp16" and not norm.isfinite():
             raise NonFiniteError(_advice(f"the gradient became {float(norm)}", tokens))
-        made = self.precision.step(self.optimizer)
-        self.schedule.step()
-        if made and self.average is not None:
-            self.average.update()
+        if self.precision.step(self.optimizer):
+            self.schedule.step()
+            if self.average is not None:
+                self.average.update()
 
 
 def _total(losses: dict[str, Tensor], tokens: list[str], precision: str) -> tuple[Tensor, dict[str, float]]:

@@ -19,7 +19,8 @@ TRAIN = {
 CONTRAST = {"losses": {"contrast": {"embedding_channels": 8, "cells_per_sample": 32, "queue_size": 80}}}
 
 #: Of the largest value of each tensor. Sums are taken in another order; then AdamW divides gradients by their own size,
-#: so that what is left of a gradient of zero becomes a step, and the networks part, slowly at first. Measured here: 1e-5 and 1e-5.
+#: so that what is left of a gradient of zero becomes a step, and the networks part, slowly at first. Measured:
+#: 1e-5 and 1e-5.
 GRADIENTS, WEIGHTS = 1e-4, 2e-4
 
 
