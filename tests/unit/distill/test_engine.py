@@ -76,21 +76,26 @@ def set_scale(engine: Engine, scale: float) -> None:
     engine.precision.scaler.load_state_dict({**engine.precision.scaler.state_dict(), "scale": scale})
 
 
+def norm_of(gradients: dict[str, Tensor]) -> float:
+    return float(torch.stack([value.norm() for value in gradients.values()]).norm())
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e6])
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 2), (2,)])
 def test_accumulated_batches_are_one_big_batch(
-    make: MakeEngine, frames: list[dict[str, Any]], sizes: tuple[int, ...]
+    make: MakeEngine, frames: list[dict[str, Any]], sizes: tuple[int, ...], limit: float
 ) -> None:
     """Objects are counted over the whole step; a short last group is the mean of what it has."""
     parts, start = [], 0
     for size in sizes:
         parts.append(collate(frames[start : start + size]))
         start += size
-    apart, whole = (make(StillNorms, max_grad_norm=0.5) for _ in range(2))
+    apart, whole = (make(StillNorms, max_grad_norm=limit) for _ in range(2))
     split, big = apart.step(parts), whole.step([collate(frames[:start])])
     assert split == pytest.approx(big, rel=1e-5)
     expected = gradients(whole)
-    norm = torch.stack([value.norm() for value in gradients(apart).values()]).norm()
-    assert norm.item() == pytest.approx(0.5, rel=1e-3)  # clipped after it was accumulated, not part by part
+    if limit == 0.5:  # clipped once it is accumulated, not part by part
+        assert norm_of(gradients(apart)) == pytest.approx(limit, rel=1e-3)
     for name, value in gradients(apart).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
     assert apart.done == whole.done == 1
@@ -129,6 +134,7 @@ def test_half_precision_follows_fp32(make: MakeEngine, frames: list[dict[str, An
     assert second["loss"] != first["loss"]
     assert all(value.dtype == torch.float32 for value in rounded.module.parameters())
     assert (rounded.precision.scaler.get_scale() > 1) == (precision == "fp16")
+    assert norm_of(gradients(rounded)) == pytest.approx(norm_of(gradients(exact)), rel=0.1)  # unscaled
     close = [
         torch.nn.functional.cosine_similarity(value.flatten(), gradients(rounded)[name].flatten(), dim=0)
         for name, value in gradients(exact).items()
