@@ -41,8 +41,16 @@ class OpNotPortable(ExportError):
     """The exported graph holds an operator outside the portable-op contract."""
 
 
+class DistillError(BevkdError):
+    """A distillation loss got tensors that it cannot compare, or too few of them to teach anything."""
+
+
 class NonFiniteError(BevkdError):
     """A loss or an output became NaN or infinite."""
+
+
+class DeadTermError(BevkdError):
+    """A distillation term does not reach the student: the run would silently train without it."""
 
 
 class GateFailed(BevkdError):

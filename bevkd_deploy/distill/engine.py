@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -15,10 +16,12 @@ from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.distill import processes
 from bevkd_deploy.distill.averaging import WeightAverage
 from bevkd_deploy.distill.batch_norm import share_batch_norms
+from bevkd_deploy.distill.event_log import StepRecord
 from bevkd_deploy.distill.freezing import Frozen
 from bevkd_deploy.distill.precision import Precision
 from bevkd_deploy.distill.progress import Plan, Stage, StepModule
 from bevkd_deploy.distill.schedules import adamw, start_schedule
+from bevkd_deploy.distill.step import StepLosses
 from bevkd_deploy.distill.training_state import random_state, restore_random_state
 from bevkd_deploy.models.detection_loss import object_counts
 
@@ -60,11 +63,11 @@ class Engine:
         self.module.train()
         self.frozen.hold()
 
-    def step(self, group: list[Batch]) -> dict[str, float]:
+    def step(self, group: list[Batch]) -> StepRecord:
         """One optimizer step from the mean gradient of some batches.
 
         Returns:
-            Each loss and their sum, "loss", as the mean over batches and processes.
+            Losses, and their sum as "loss": the mean over batches and processes.
 
         Raises:
             NonFiniteError: a loss or the gradient is NaN or infinite.
@@ -72,17 +75,17 @@ class Engine:
         _share_divisors(group)
         progress = self.plan.progress(self.done)
         self.optimizer.zero_grad()
-        sums: dict[str, float] = {}
+        records: list[StepRecord] = []
         for number, batch in enumerate(group, start=1):
             with self._synchronized(number == len(group)):
                 with self.precision.autocast():
-                    losses = self.trained(batch, progress)
-                total, values = _total(losses, batch["token"], self.config.precision)
+                    result: StepLosses = self.trained(batch, progress)
+                total, record = _total(result, batch["token"])
                 torch.autograd.backward(self.precision.scaler.scale(total / len(group)))
-            sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+            records.append(record)
         self._update([token for batch in group for token in batch["token"]])
         self.done += 1
-        return _mean_over_processes({name: value / len(group) for name, value in sums.items()}, self.device)
+        return _mean_over_processes(_mean_over_batches(records), self.device)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within the block the network has the weights to evaluate and to save."""
@@ -157,19 +160,21 @@ class Engine:
                 self.average.update()
 
 
-def _total(losses: dict[str, Tensor], tokens: list[str], precision: str) -> tuple[Tensor, dict[str, float]]:
+def _total(result: StepLosses, tokens: list[str]) -> tuple[Tensor, StepRecord]:
     """Sum of what a step module returned, and its numbers for the log; the only place that looks into it.
 
     Raises:
         NonFiniteError: by name.
     """
-    values = {name: float(value.detach()) for name, value in losses.items()}
+    values = {name: float(value.detach()) for name, value in result.weighted.items()}
     bad = [name for name, value in values.items() if value - value != 0]  # NaN and infinity
     if bad:
         became = ", ".join(str(values[name]) for name in bad)
         raise NonFiniteError(_advice(f"{', '.join(bad)} became {became}", tokens))
-    total = torch.stack([value.float() for value in losses.values()]).sum()
-    return total, {"loss": float(total.detach()), **values}
+    total = torch.stack([value.float() for value in result.weighted.values()]).sum()
+    losses = {"loss": float(total.detach()), **values}
+    raw = {name: float(value) for name, value in result.raw.items()}
+    return total, StepRecord(losses, raw, result.weights, result.gradient_norms)
 
 
 def _advice(what: str, tokens: list[str]) -> str:
@@ -178,16 +183,32 @@ def _advice(what: str, tokens: list[str]) -> str:
 
 def _share_divisors(group: list[Batch]) -> None:
     """Let the detection losses of all parts of a step, in all processes, divide by the objects of the whole step."""
-    counts = torch.stack([object_counts(batch["targets"]) for batch in group]).sum(dim=0)
     parts = len(group) * processes.count()
+    if parts == 1:
+        return
+    counts = torch.stack([object_counts(batch["targets"]) for batch in group]).sum(dim=0)
     divisors = processes.sum_over_processes(counts).clamp(min=1) / parts
     for batch in group:
         batch["targets"]["divisors"] = divisors
 
 
-def _mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
+def _mean_over_batches(records: list[StepRecord]) -> StepRecord:
+    """Of one step; gradients are not measured in every batch, so their mean is over those that have them."""
+
+    def mean(found: list[dict[str, float]]) -> dict[str, float]:
+        found = [values for values in found if values]
+        return {name: sum(values[name] for values in found) / len(found) for name in (found[0] if found else ())}
+
+    return StepRecord(*(mean([getattr(record, group.name) for record in records]) for group in fields(StepRecord)))
+
+
+def _mean_over_processes(record: StepRecord, device: torch.device) -> StepRecord:
+    """Losses, weighted and raw; weights and gradient norms are the same everywhere."""
     if processes.count() == 1:
-        return values
-    stacked = torch.tensor(list(values.values()), device=device)
-    mean = processes.sum_over_processes(stacked) / processes.count()
-    return dict(zip(values, mean.tolist(), strict=True))
+        return record
+    values = {("losses", name): value for name, value in record.losses.items()}
+    values |= {("raw", name): value for name, value in record.raw.items()}
+    mean = processes.sum_over_processes(torch.tensor(list(values.values()), device=device)) / processes.count()
+    means = dict(zip(values, mean.tolist(), strict=True))
+    losses, raw = ({name: value for (kind, name), value in means.items() if kind == k} for k in ("losses", "raw"))
+    return StepRecord(losses, raw, record.weights, record.gradient_norms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,16 @@ from torch.utils.tensorboard import SummaryWriter
 from bevkd_deploy.data.events import DropLog, DroppedSensor
 
 EVENT_EVERY_STEPS = 10
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is logged of a step: the weighted losses and their sum, and of each distillation term more."""
+
+    losses: dict[str, float]
+    raw: dict[str, float]
+    weights: dict[str, float]
+    gradient_norms: dict[str, float]
 
 
 class EventLog:
@@ -48,20 +58,22 @@ class EventLog:
             self.handle.close()
             self.board.close()
 
-    def wants(self, step: int) -> bool:
-        """Whether the losses of a step are logged."""
-        return step % EVENT_EVERY_STEPS == 0
-
     def dropped(self, step: int, found: list[DroppedSensor]) -> None:
         """One line for each sensor that a frame goes without, the first time that it is met."""
         for event in self._drops.add(found):
             self._line({"event": "sensor_dropped", "step": step, **asdict(event)})
 
-    def step(self, step: int, epoch: int, learning_rate: float, losses: dict[str, float]) -> None:
-        """The losses of one step."""
-        event = {"event": "step", "step": step, "epoch": epoch, "learning_rate": learning_rate, "losses": losses}
+    def step(self, step: int, epoch: int, learning_rate: float, record: StepRecord) -> None:
+        """One line every few steps, and in each step where gradients were measured."""
+        if step % EVENT_EVERY_STEPS and not record.gradient_norms:
+            return
+        event = {"event": "step", "step": step, "epoch": epoch, "learning_rate": learning_rate}
+        event |= {name: values for name, values in asdict(record).items() if values}
         self._line({**event, "seconds": round(time.monotonic() - self.start, 3)})
-        self._scalars(step, {**losses, "learning_rate": learning_rate})
+        named = {**record.losses, "learning_rate": learning_rate}
+        for group in ("raw", "weights", "gradient_norms"):
+            named |= {f"{group}/{name}": value for name, value in getattr(record, group).items()}
+        self._scalars(step, named)
 
     def evaluation(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
         """What an evaluation after so many finished epochs found."""

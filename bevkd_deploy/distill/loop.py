@@ -123,17 +123,16 @@ class _Run:
 
     def step(self, group: list[dict[str, Any]], epoch: int) -> None:
         """One optimizer step, and its events."""
-        losses = self.engine.step(group)
+        record = self.engine.step(group)
         done = self.engine.done
         dropped = [event for batch in group for event in batch["dropped"]]
         if processes.sum_over_processes(torch.tensor(len(dropped), device=self.engine.device)):
             dropped = [event for part in processes.gather(dropped) for event in part]
         self.events.dropped(done, dropped)
-        if self.events.wants(done):
-            self.events.step(done, epoch, self.engine.learning_rate, losses)
+        self.events.step(done, epoch, self.engine.learning_rate, record)
         if processes.is_main():
             self.hooks.on_dropped(dropped)
-            self.hooks.on_step(done, self.engine.plan.total_steps, losses)
+            self.hooks.on_step(done, self.engine.plan.total_steps, record.losses)
 
     def save(self) -> None:
         """State, then weights: a resumed run writes the weights again."""

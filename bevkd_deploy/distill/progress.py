@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from bevkd_deploy.contracts.recipe_training import Schedule, TrainConfig
 
 
@@ -53,6 +51,12 @@ class Progress:
     total_steps: int
     stage: Stage
 
+    @classmethod
+    def at(cls, fraction: float) -> Progress:
+        """Some way into a training of one stage: to call a step module outside of `fit`."""
+        stage = Stage(0, 0, 1, None, (), 1e-3, "one_cycle", 0.2)
+        return cls(round(fraction * 10_000), 10_000, stage)
+
     @property
     def fraction(self) -> float:
         """Share of the whole training that is done, 0..1."""
@@ -68,8 +72,8 @@ class StepModule(Protocol):
         Parameters of terms that are off must get `requires_grad` False here, those of terms that are on True.
         """
 
-    def __call__(self, batch: dict[str, Any], progress: Progress) -> dict[str, Tensor]:
-        """Weighted losses by name; their sum is what is minimised."""
+    def __call__(self, batch: dict[str, Any], progress: Progress) -> Any:
+        """`step.StepLosses`; the sum of its weighted losses is what is minimised."""
 
 
 def stages_of(config: TrainConfig) -> list[Stage]:

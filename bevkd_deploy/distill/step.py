@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import DataError
-from bevkd_deploy.contracts.recipe_distill import DistillConfig, TapLossConfig
+from bevkd_deploy.contracts.recipe_distill import DistillConfig
 from bevkd_deploy.distill.alignment import BevLayout, align
-from bevkd_deploy.distill.losses.attention import attention_transfer_loss
-from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
-from bevkd_deploy.distill.losses.feature import FeatureImitationLoss
-from bevkd_deploy.distill.losses.heatmap import heatmap_kd_loss
+from bevkd_deploy.distill.losses.boxes import require_same_grid
+from bevkd_deploy.distill.processes import mean_over_processes
 from bevkd_deploy.distill.progress import Progress, Stage
 from bevkd_deploy.distill.taps import Taps
+from bevkd_deploy.distill.teacher_labels import TeacherLabels, decode_boxes
+from bevkd_deploy.distill.terms import Channels, StepView, build_terms, tap_pairs
+from bevkd_deploy.distill.weighting import TermWeights, gradient_norms
 from bevkd_deploy.geometry.grid import BevGrid
-from bevkd_deploy.models.detection_loss import detection_losses
+from bevkd_deploy.models.detection_loss import detection_losses, object_counts
 from bevkd_deploy.models.detector import FusionDetector
-from bevkd_deploy.teachers.frozen import FrozenTeacher
+from bevkd_deploy.teachers.frozen import Teacher
 
 Batch = dict[str, Any]
-PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 #: Heatmap logit where the teacher's range ends: as good as no confidence, so nothing is taught there.
 _UNSEEN_LOGIT = -20.0
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """What one step gives.
+
+    Attributes:
+        weighted: scalars by name; their sum is minimised.
+        raw: unweighted distillation terms by name, detached.
+        weights: their multipliers at this step, ramp included.
+        gradient_norms: of the unweighted terms and of "detection" on the student's trunk, in the steps where they are
+            measured.
+    """
+
+    weighted: dict[str, Tensor]
+    raw: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    gradient_norms: dict[str, float] = field(default_factory=dict)
 
 
 class TrainingStep(nn.Module):
@@ -40,109 +58,122 @@ class TrainingStep(nn.Module):
     def begin_stage(self, stage: Stage) -> None:
         """No term of it can be switched."""
 
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Weighted losses by name; their sum is what is minimised."""
-        return detection_losses(self.detector(**batch["inputs"][self.name]), batch["targets"])
+    def forward(self, batch: Batch, progress: Progress) -> StepLosses:
+        """The detection terms."""
+        return StepLosses(detection_losses(self.detector(**batch["inputs"][self.name]), batch["targets"]))
 
 
 class DistillationStep(nn.Module):
     """Detection loss of the student plus the recipe's distillation terms.
 
-    Projectors and the contrast queue are submodules, so they are optimised, checkpointed and wrapped with the
-    student; the teacher is kept out of the module tree.
+    Projectors, the contrast queue and measured weights are submodules, so they are optimised, checkpointed and wrapped
+    with the student; the teacher is kept out of the module tree.
     """
 
-    teacher: FrozenTeacher
+    teacher: Teacher
 
     def __init__(
         self,
         student: FusionDetector,
-        teacher: FrozenTeacher,
+        teacher: Teacher,
         config: DistillConfig,
-        channels: dict[str, dict[str, int]],
+        channels: Channels,
+        min_radius_cells: int = 2,
     ) -> None:
         """Build the terms.
 
         Args:
             student: the network that learns.
-            teacher: the frozen one.
+            teacher: the frozen one, live or cached.
             config: losses and their weights.
-            channels: {"student": {tap: channels}, "teacher": {tap: channels}}, from `tap_shapes`.
+            channels: of the taps, from `tap_shapes`.
+            min_radius_cells: smallest Gaussian of a label that the teacher adds, as in the targets.
         """
         super().__init__()
         self.detector = student
         # Past nn.Module's bookkeeping, so that the teacher is in no state dict, optimizer or DDP bucket.
         object.__setattr__(self, "teacher", teacher)
-        self.config = config
         self.student_layout = BevLayout(BevGrid.bev(student.spec))
         self.teacher_layout = BevLayout(BevGrid.bev(teacher.spec))
         self.classes_match = class_order(teacher.spec.classes, student.spec.classes)
         self.pairs = tap_pairs(config)
-        cell_m = self.student_layout.grid.cell_m
-        terms: dict[str, nn.Module] = {}
-        losses = config.losses
-        if losses.feature:
-            sizes = channels["student"][losses.feature.student], channels["teacher"][losses.feature.teacher]
-            terms["feature"] = FeatureImitationLoss(*sizes, background=losses.feature.background)
-        if losses.contrast:
-            sizes = channels["student"][losses.contrast.student], channels["teacher"][losses.contrast.teacher]
-            terms["contrast"] = DenseContrastLoss(
-                *sizes,
-                embedding_channels=losses.contrast.embedding_channels,
-                temperature=losses.contrast.temperature,
-                cells_per_sample=losses.contrast.cells_per_sample,
-                queue_size=losses.contrast.queue_size,
-                cell_m=cell_m,
-            )
-        self.terms = nn.ModuleDict(terms)
+        self.terms = build_terms(config, channels)
+        self.weights = TermWeights(config)
+        self.labels: TeacherLabels | None = None
+        if config.labels:
+            self.labels = TeacherLabels(config.labels, student.spec, teacher.spec.classes, min_radius_cells)
+        if config.losses.boxes:
+            require_same_grid(self.student_layout.grid, self.teacher_layout.grid)
 
     def begin_stage(self, stage: Stage) -> None:
         """Train only the parameters of terms that are on."""
         for name, term in self.terms.items():
             term.requires_grad_(stage.has_term(name))
 
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Weighted losses by name.
+    def forward(self, batch: Batch, progress: Progress) -> StepLosses:
+        """Detection and distillation terms.
 
         Args:
             batch: inputs of "student" and "teacher", targets.
-            progress: the added terms ramp up over the beginning of the training; the stage says which are on.
+            progress: the added terms ramp up over the beginning of the training; its stage says which are on.
+
+        Raises:
+            DeadTermError: a term does not reach the student.
         """
-        self.teacher.to(batch["targets"]["heatmap"].device)  # moved by nobody else: it is in no module tree
-        with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
-            teacher_maps = self.teacher(batch["inputs"]["teacher"])
-        with Taps(self.detector, [pair.student for pair in self.pairs.values()], detach=False) as student_taps:
-            maps = self.detector(**batch["inputs"]["student"])
-        losses = detection_losses(maps, batch["targets"])
-        weights = self.config.losses
-        ramp = min(1.0, progress.fraction / self.config.warmup_fraction) if self.config.warmup_fraction else 1.0
-        gaussians = batch["targets"]["heatmap"]
-        if weights.heatmap and progress.stage.has_term("heatmap"):
-            logits = self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match]
-            kd = heatmap_kd_loss(maps["heatmap"], logits, gaussians)
-            losses["heatmap_kd_loss"] = ramp * weights.heatmap.weight * kd
-        student_features, teacher_features = student_taps.take(), teacher_taps.take()
-        for name, pair in self.pairs.items():
-            if not progress.stage.has_term(name):
-                continue
-            teacher_map = self._aligned(teacher_features[pair.teacher])
-            value = self._pair_loss(name)(student_features[pair.student], teacher_map, gaussians)
-            losses[f"{name}_loss"] = ramp * pair.weight * value
-        return losses
+        on = [name for name in self.terms if progress.stage.has_term(name)]
+        view, truth = self._view(batch, on)
+        detection = detection_losses(view.student_maps, truth)
+        raw = {name: self.terms[name](view) for name in on}
+        norms: dict[str, float] = {}
+        if self.training and self.weights.wants_norms(on):
+            norms = gradient_norms({"detection": torch.stack(list(detection.values())).sum(), **raw}, self._trunk())
+            self.weights.observe(norms, norms["detection"])
+        ramp = self.weights.ramp(progress.fraction)
+        multipliers = {name: ramp * self.weights.weight(name) for name in raw}
+        if self.training:
+            self.weights.advance(on)
+        added = {f"{name}_kd_loss": multipliers[name] * value for name, value in raw.items()}
+        detached = {name: value.detach() for name, value in raw.items()}
+        return StepLosses({**detection, **added}, detached, multipliers, norms)
+
+    def _view(self, batch: Batch, on: list[str]) -> tuple[StepView, dict[str, Tensor]]:
+        """Both networks' outputs, and what the detection loss learns: the truth and the teacher's labels."""
+        targets = batch["targets"]
+        self.teacher.to(targets["heatmap"].device)  # moved by nobody else: it is in no module tree
+        pairs = [pair for name, pair in self.pairs.items() if name in on]
+        with Taps(self.teacher.model, [pair.teacher for pair in pairs], detach=True) as teacher_taps:
+            teacher_maps = self.teacher(batch["inputs"].get("teacher"), batch["position"])
+        with Taps(self.detector, [pair.student for pair in pairs], detach=False) as student_taps:
+            student_maps = self.detector(**batch["inputs"]["student"])
+        view = StepView(
+            student_maps=student_maps,
+            teacher_maps={name: self._aligned_head(name, found) for name, found in teacher_maps.items()},
+            student_taps=student_taps.take(),
+            teacher_taps={path: self._aligned(tapped) for path, tapped in teacher_taps.take().items()},
+            targets=targets,
+            cell_m=self.student_layout.grid.cell_m,
+        )
+        if self.labels is None:
+            return view, targets
+        truth = self.labels(targets, *decode_boxes(cast(FusionDetector, self.teacher.model), teacher_maps))
+        if "divisors" in targets:  # those of the whole step count the truth alone
+            added = object_counts(truth) - object_counts(targets)
+            truth = {**truth, "divisors": targets["divisors"] + mean_over_processes(added)}
+        return view, truth
+
+    def _aligned_head(self, name: str, teacher_map: Tensor) -> Tensor:
+        if name == "heatmap":
+            return self._aligned(teacher_map, _UNSEEN_LOGIT)[:, self.classes_match]
+        return self._aligned(teacher_map)
 
     def _aligned(self, teacher_map: Tensor, outside: float = 0.0) -> Tensor:
         return align(teacher_map, self.teacher_layout, self.student_layout, outside)
 
-    def _pair_loss(self, name: str) -> PairLoss:
-        if name == "attention":
-            return lambda student, teacher, _: attention_transfer_loss(student, teacher)
-        return self.terms[name]
-
-
-def tap_pairs(config: DistillConfig) -> dict[str, TapLossConfig]:
-    """The enabled losses that compare a pair of taps, by name."""
-    named = {name: getattr(config.losses, name) for name in ("feature", "attention", "contrast")}
-    return {name: pair for name, pair in named.items() if pair is not None}
+    def _trunk(self) -> list[nn.Parameter]:
+        """The weights whose gradients are compared: the student without its head, which feature terms never reach."""
+        head = {id(parameter) for parameter in self.detector.bbox_head.parameters()}
+        learning = [parameter for parameter in self.detector.parameters() if parameter.requires_grad]
+        return [parameter for parameter in learning if id(parameter) not in head] or learning
 
 
 def class_order(teacher: tuple[str, ...], student: tuple[str, ...]) -> list[int]:

@@ -18,6 +18,9 @@ from bevkd_deploy.geometry.grid import BevGrid
 
 #: One point as a single item: five float32.
 _POINT = np.dtype("V20")
+#: Points that are handled at once. Half of the time went into fresh memory for what is needed on the way: of pieces of
+#: this size it stays where it is, in the processor's cache.
+_PIECE = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,62 +60,82 @@ def voxelize(points: NDArray[np.float32], spec: GraphSpec) -> Pillars:
     if points.ndim != 2 or points.shape[1] != 5:
         raise DataError(f"points must be [N, 5] (x, y, z, intensity, time lag), got {list(points.shape)}")
     points = np.ascontiguousarray(points, dtype=np.float32)
-    if not np.isfinite(points).all():
-        bad = int(np.count_nonzero(~np.isfinite(points).all(axis=1)))
-        raise DataError(f"{bad} of {len(points)} points hold NaN or infinite values; remove them before detection")
     cell = _cells(points, spec)
-    first, slot = _slots(cell, spec)
-    kept = min(len(first), spec.max_pillars)
-    order, sizes = _by_pillar(slot, spec.max_pillars)
-    rank = np.arange(len(order), dtype=np.int32) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    fitting = np.flatnonzero(rank < spec.max_points)
-    filled = np.minimum(sizes, spec.max_points)
-    row = rank.take(fitting) + np.repeat(np.arange(spec.max_pillars) * spec.max_points, filled)
+    order, starts = _by_cell(cell, spec.pillar_dump_index)
+    filled_cells = _cells_by_arrival(cell, order, starts)
+    kept = filled_cells[: spec.max_pillars]
+    sizes = starts[kept + 1] - starts[kept]
+    count = np.zeros(spec.max_pillars, dtype=np.int32)
+    np.minimum(sizes, spec.max_points, out=count[: len(kept)])
     rows = np.zeros((spec.max_pillars * spec.max_points, 5), dtype=np.float32)
-    # One item of 20 bytes a point: half the time of rows of five numbers.
-    rows.view(_POINT)[row, 0] = points.view(_POINT)[:, 0].take(order.take(fitting))
+    for first in range(0, len(kept), _PIECE // 8):
+        piece = slice(first, min(first + _PIECE // 8, len(kept)))
+        source, row = _moves(starts[kept[piece]], count[piece], first, spec.max_points)
+        # One item of 20 bytes a point: half the time of rows of five numbers.
+        np.put(rows.view(_POINT)[:, 0], row, points.view(_POINT)[:, 0].take(order.take(source)))
     index = np.full(spec.max_pillars, spec.pillar_dump_index, dtype=np.int32)
-    index[:kept] = cell[first[:kept]]
+    index[: len(kept)] = kept
     return Pillars(
         rows.reshape(spec.max_pillars, spec.max_points, 5),
-        filled.astype(np.int32),
+        count,
         index,
-        kept_pillars=kept,
-        dropped_pillars=len(first) - kept,
-        dropped_points=int(np.count_nonzero(cell < spec.pillar_dump_index)) - len(fitting),
+        kept_pillars=len(kept),
+        dropped_pillars=len(filled_cells) - len(kept),
+        dropped_points=int(starts[-1]) - int(count.sum()),
     )
 
 
-def _cells(points: NDArray[np.float32], spec: GraphSpec) -> NDArray[np.int64]:
+def _cells(points: NDArray[np.float32], spec: GraphSpec) -> NDArray[np.int32]:
     """Flat cell of each point [N]; the dump row where the point is outside the range."""
-    cell, inside = BevGrid.pillars(spec).locate(points[:, :2])
-    z = points[:, 2].copy()  # read twice: contiguous, it is faster
-    inside &= z >= spec.range_m[2]
-    inside &= z < spec.range_m[5]
-    cell[np.flatnonzero(~inside)] = spec.pillar_dump_index
+    grid = BevGrid.pillars(spec)
+    cell = np.empty(len(points), np.int32)
+    for start in range(0, len(points), _PIECE):
+        piece = points[start : start + _PIECE]
+        if not np.isfinite(piece).all():
+            bad = int(np.count_nonzero(~np.isfinite(points).all(axis=1)))
+            raise DataError(f"{bad} of {len(points)} points hold NaN or infinite values; remove them before detection")
+        found, inside = grid.locate(piece[:, :2])
+        z = piece[:, 2].copy()  # read twice: contiguous, it is faster
+        inside &= z >= spec.range_m[2]
+        inside &= z < spec.range_m[5]
+        found[~inside] = spec.pillar_dump_index
+        cell[start : start + _PIECE] = found
     return cell
 
 
-def _slots(cell: NDArray[np.int64], spec: GraphSpec) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Number of the first point of each pillar, in order of arrival, and the pillar number of each point [N].
-
-    A point outside the range or in a pillar too many has the number `max_pillars`.
-    """
+def _by_cell(cell: NDArray[np.int32], cells: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Numbers of the points, cell by cell and in order of arrival, and where each cell's points begin [cells + 1]."""
     number = np.arange(len(cell), dtype=np.int32)
-    of_cell = np.empty(spec.pillar_dump_index + 1, dtype=np.int32)
-    # Of several values put into one place the last one stays: backwards, that is the first arrival.
-    np.put(of_cell, cell[::-1], number[::-1])
-    of_cell[spec.pillar_dump_index] = -1
-    first = np.flatnonzero(of_cell.take(cell) == number)
-    np.put(of_cell, cell.take(first), np.minimum(np.arange(len(first), dtype=np.int32), spec.max_pillars))
-    of_cell[spec.pillar_dump_index] = spec.max_pillars
-    return first, of_cell.take(cell)
-
-
-def _by_pillar(slot: NDArray[np.int32], pillars: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Numbers of the points that have a pillar, pillar by pillar and in order of arrival, and the points of each."""
-    number = np.arange(len(slot), dtype=np.int32)
     # Rows of a sparse matrix are gathered by counting: a fifth of the time of NumPy's fastest stable sort.
-    table = coo_array((np.ones(len(slot), np.bool_), (slot, number)), shape=(pillars + 1, max(len(slot), 1))).tocsr()
-    ends = table.indptr[: pillars + 1]
-    return table.indices[: ends[-1]], np.diff(ends)
+    table = coo_array((np.ones(len(cell), np.bool_), (cell, number)), shape=(cells + 1, max(len(cell), 1))).tocsr()
+    return table.indices, table.indptr[: cells + 1]
+
+
+def _cells_by_arrival(
+    cell: NDArray[np.int32], order: NDArray[np.int32], starts: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """The cells that hold points, in the order in which their first points came."""
+    filled = np.flatnonzero(starts[1:] != starts[:-1])  # of truth values: several times as fast as of numbers
+    is_first = np.zeros(len(cell), np.bool_)
+    is_first[order[starts[filled]]] = True
+    return cell[np.flatnonzero(is_first)]
+
+
+def _moves(
+    begin: NDArray[np.int32], count: NDArray[np.int32], first: int, max_points: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places in the order by cell that some pillars' points come from, and the rows they go to.
+
+    Args:
+        begin: where each pillar's points begin in the order.
+        count: how many each pillar takes.
+        first: number of the first of these pillars.
+        max_points: rows of a pillar.
+    """
+    before = np.cumsum(count) - count
+    source = np.repeat(begin - before, count)
+    row = np.repeat(np.arange(first, first + len(count)) * max_points - before, count)
+    place = np.arange(len(row))
+    source += place
+    row += place
+    return source, row

@@ -16,8 +16,8 @@ from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolve_data_root
 from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.contracts.target import load_target
 from bevkd_deploy.data.source import Split, open_split
-from bevkd_deploy.distill.step import tap_pairs
 from bevkd_deploy.distill.taps import Taps
+from bevkd_deploy.distill.terms import tap_pairs
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
 
 
@@ -101,12 +101,12 @@ def _loss_lines(recipe: Recipe, teacher: FusionDetector, student: FusionDetector
     lines = []
     heatmap = recipe.distill.losses.heatmap
     if heatmap:
-        lines.append(_Line("loss heatmap", f"weight {heatmap.weight:g}", "heatmaps of bbox_head, by class name"))
+        lines.append(_Line("loss heatmap", f"weight {heatmap.weight}", "heatmaps of bbox_head, by class name"))
     for name, pair in tap_pairs(recipe.distill).items():
         Taps(student, [pair.student], detach=True)  # both raise where a path names no module
         Taps(teacher, [pair.teacher], detach=True)
         taps = f"student {pair.student} <- teacher {pair.teacher}"
-        lines.append(_Line(f"loss {name}", f"weight {pair.weight:g}", taps))
+        lines.append(_Line(f"loss {name}", f"weight {pair.weight}", taps))
     return lines
 
 

@@ -164,7 +164,7 @@ def test_overrides_change_values_and_the_digest() -> None:
     assert recipe.student.train.epochs == 7
     assert recipe.student.model.camera.image_size_px == (96, 128)
     assert recipe.distill.losses.contrast is not None
-    assert recipe.distill.losses.contrast.weight == 0.3
+    assert recipe.distill.losses.contrast.weight.fixed == 0.3
     assert recipe.distill.losses.feature is None
     assert recipe.benchmark.frames == 5  # the section is absent from the file
     assert recipe.gates[0].min_ratio == 0.5

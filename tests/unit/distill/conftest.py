@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,19 @@ def batch(make_dataset: Callable[..., FrameDataset]) -> dict[str, Any]:
     made = collate([dataset[0], dataset[3]])
     assert made["targets"]["mask"][..., 0].sum() > 4
     return made
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What gloo ranks "0" and "1" got in two_process_runs.py, and one process with the "whole" batch."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    script = Path(__file__).with_name("two_process_runs.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script, folder], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("whole", "0", "1")}
 
 
 @pytest.fixture(scope="session")

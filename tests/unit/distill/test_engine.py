@@ -17,7 +17,7 @@ from bevkd_deploy.contracts.recipe_training import StageConfig, TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.distill.engine import Engine
 from bevkd_deploy.distill.progress import Plan, Progress, Stage
-from bevkd_deploy.distill.step import TrainingStep
+from bevkd_deploy.distill.step import StepLosses, TrainingStep
 from bevkd_deploy.models.factory import build_detector
 
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def test_accumulated_batches_are_one_big_batch(
         parts.append(collate(frames[start : start + size]))
         start += size
     apart, whole = (make(StillNorms, max_grad_norm=limit) for _ in range(2))
-    split, big = apart.step(parts), whole.step([collate(frames[:start])])
+    split, big = apart.step(parts).losses, whole.step([collate(frames[:start])]).losses
     assert split == pytest.approx(big, rel=1e-5)
     expected = gradients(whole)
     if limit == 0.5:  # clipped once it is accumulated, not part by part
@@ -129,7 +129,7 @@ def test_half_precision_follows_fp32(make: MakeEngine, frames: list[dict[str, An
     exact, rounded = make(), make(precision=precision)
     if precision == "fp16":
         set_scale(rounded, 1024.0)  # the one that it begins with, 65536, is too much for this network
-    first, second = exact.step([batch]), rounded.step([batch])
+    first, second = exact.step([batch]).losses, rounded.step([batch]).losses
     assert second == pytest.approx(first, rel=0.02)
     assert second["loss"] != first["loss"]
     assert all(value.dtype == torch.float32 for value in rounded.module.parameters())
@@ -224,7 +224,7 @@ def test_the_step_module_is_told_where_the_training_is(make: MakeEngine, frames:
         def begin_stage(self, stage: Stage) -> None:
             begun.append(stage)
 
-        def forward(self, batch: dict[str, Any], progress: Progress) -> dict[str, Tensor]:
+        def forward(self, batch: dict[str, Any], progress: Progress) -> StepLosses:
             seen.append(progress)
             return super().forward(batch, progress)
 

@@ -168,7 +168,7 @@ def test_a_run_tells_its_caller_what_happens(uninterrupted: dict[str, Any]) -> N
     assert [event["step"] for event in events] == list(range(1, 13))
     assert [event["epoch"] for event in events] == [0] * 4 + [1] * 4 + [2] * 4
     assert set(events[0]["losses"]) == {
-        "loss", "heatmap_loss", "box_loss", "heatmap_kd_loss", "feature_loss", "contrast_loss",
+        "loss", "heatmap_loss", "box_loss", "heatmap_kd_loss", "feature_kd_loss", "contrast_kd_loss",
     }  # fmt: skip
     for event in events:
         parts = [value for name, value in event["losses"].items() if name != "loss"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bevkd_deploy.contracts.classes import CLASS_NAMES
-from bevkd_deploy.contracts.errors import DataError
+from bevkd_deploy.contracts.errors import DataError, DeadTermError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import (
@@ -24,19 +24,21 @@ from bevkd_deploy.contracts.recipe_distill import (
 )
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.distill.progress import Progress, Stage
-from bevkd_deploy.distill.step import DistillationStep, TrainingStep, class_order, tap_pairs, tap_shapes
+from bevkd_deploy.distill.step import DistillationStep, TrainingStep, class_order, tap_shapes
+from bevkd_deploy.distill.terms import tap_pairs
+from bevkd_deploy.distill.weighting import gradient_norms
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 MakeConfig = Callable[..., ModelConfig]
-ALL_ON = Stage(0, 0, 1, None, (), 1e-3, "one_cycle", 0.2)
-TERMS = ("heatmap_kd_loss", "feature_loss", "attention_loss", "contrast_loss")
+ALL_ON = Progress.at(0.0).stage
+TERMS = ("heatmap_kd_loss", "feature_kd_loss", "attention_kd_loss", "contrast_kd_loss")
 
 
 def at(fraction: float, stage: Stage = ALL_ON) -> Progress:
     """Some way into a training."""
-    return Progress(round(1000 * fraction), 1000, stage)
+    return replace(Progress.at(fraction), stage=stage)
 
 
 def all_losses(warmup: float = 0.0) -> DistillConfig:
@@ -77,14 +79,14 @@ def unchanged(before: list[Tensor], after: Any) -> bool:
 
 
 def test_every_term_moves_the_student(step: DistillationStep, batch: dict[str, Any]) -> None:
-    losses = step.train()(batch, at(1.0))
+    losses = step.train()(batch, at(1.0)).weighted
     assert set(losses) == {"heatmap_loss", "box_loss", *TERMS}
     shared = list(step.detector.pts_backbone.parameters()) + list(step.detector.img_backbone.parameters())
     for name, loss in losses.items():
         assert torch.isfinite(loss) and loss > 0, name
         gradients = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
         assert sum(float(g.abs().sum()) for g in gradients if g is not None) > 0, name
-    lidar = torch.autograd.grad(losses["contrast_loss"], list(step.detector.pts_voxel_encoder.parameters()))
+    lidar = torch.autograd.grad(losses["contrast_kd_loss"], list(step.detector.pts_voxel_encoder.parameters()))
     assert all(gradient.abs().sum() > 0 for gradient in lidar)
 
 
@@ -97,16 +99,16 @@ def test_the_teacher_is_bit_equal_after_training(
     for _ in range(3):
         step.train()
         optimizer.zero_grad()
-        sum(step(batch, at(1.0)).values()).backward()
+        sum(step(batch, at(1.0)).weighted.values()).backward()
         optimizer.step()
     assert unchanged(before, teacher.tensors())
     assert not unchanged(student, step.detector.state_dict().values())
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
-    assert int(step.terms["contrast"].cursor) == 3 * 64 % 48
+    assert int(step.terms["contrast"].loss.cursor) == 3 * 64 % 48
 
 
 def test_the_teacher_is_in_no_state_dict_and_no_optimizer(step: DistillationStep, teacher: FrozenTeacher) -> None:
-    assert {key.split(".")[0] for key in step.state_dict()} == {"detector", "terms"}
+    assert {key.split(".")[0] for key in step.state_dict()} == {"detector", "terms", "weights"}
     pointers = {tensor.data_ptr() for tensor in teacher.tensors()}
     assert not pointers & {parameter.data_ptr() for parameter in step.parameters()}
     assert not any(module is teacher.model for module in step.modules())
@@ -121,7 +123,7 @@ def test_terms_ramp_up_over_the_beginning(
 
     def values(fraction: float) -> dict[str, float]:
         torch.manual_seed(0)  # of the cells that contrast draws
-        return {name: value.item() for name, value in step(batch, at(fraction)).items()}
+        return {name: value.item() for name, value in step(batch, at(fraction)).weighted.items()}
 
     full = values(1.0)
     assert values(0.2) == full
@@ -139,12 +141,12 @@ def test_weights_scale_their_terms(
         sections = {"heatmap": HeatmapLossConfig, "attention": AttentionLossConfig}
         chosen = DistillLosses(**{name: sections[name](weight=weight) for name, weight in weights.items()})
         config = DistillConfig(losses=chosen, warmup_fraction=0.0)
-        return step_of(teacher, tiny_model_config(), tiny_spec, config).eval()(batch, at(1.0))
+        return step_of(teacher, tiny_model_config(), tiny_spec, config).eval()(batch, at(1.0)).weighted
 
     one, more = losses(heatmap=1.0, attention=1.0), losses(heatmap=7.0, attention=3.0)
-    assert set(one) == {"heatmap_loss", "box_loss", "heatmap_kd_loss", "attention_loss"}
+    assert set(one) == {"heatmap_loss", "box_loss", "heatmap_kd_loss", "attention_kd_loss"}
     assert more["heatmap_kd_loss"].item() == pytest.approx(7 * one["heatmap_kd_loss"].item(), rel=1e-5)
-    assert more["attention_loss"].item() == pytest.approx(3 * one["attention_loss"].item(), rel=1e-5)
+    assert more["attention_kd_loss"].item() == pytest.approx(3 * one["attention_kd_loss"].item(), rel=1e-5)
     assert set(losses(heatmap=1.0)) == {"heatmap_loss", "box_loss", "heatmap_kd_loss"}
 
 
@@ -154,10 +156,10 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
     config = tiny_model_config()
     same = {**batch, "inputs": {"student": batch["inputs"]["student"], "teacher": batch["inputs"]["student"]}}
     teacher = FrozenTeacher(build_detector(config, tiny_spec, 0), tiny_spec)
-    losses = step_of(teacher, config, tiny_spec, all_losses()).eval()(same, at(1.0))
+    losses = step_of(teacher, config, tiny_spec, all_losses()).eval()(same, at(1.0)).weighted
     assert losses["heatmap_kd_loss"] == 0
-    assert losses["attention_loss"] == 0
-    assert losses["feature_loss"] > 0  # its projector starts at random
+    assert losses["attention_kd_loss"] == 0
+    assert losses["feature_kd_loss"] > 0  # its projector starts at random
 
 
 def test_classes_are_matched_by_name(
@@ -177,7 +179,7 @@ def test_classes_are_matched_by_name(
     step = step_of(FrozenTeacher(model, reversed_spec), config, tiny_spec, losses).eval()
     step.detector.bbox_head.heatmap[-1].load_state_dict(student_head)
     same = {**batch, "inputs": {"student": batch["inputs"]["student"], "teacher": batch["inputs"]["student"]}}
-    assert step(same, at(1.0))["heatmap_kd_loss"] == 0
+    assert step(same, at(1.0)).weighted["heatmap_kd_loss"] == 0
 
 
 def test_class_order() -> None:
@@ -201,13 +203,13 @@ def test_a_teacher_of_another_grid_teaches_in_metres(
     with torch.no_grad():
         teacher.model.bbox_head.heatmap[-1].bias.zero_()  # sure of something everywhere
     step = step_of(teacher, tiny_model_config(), tiny_spec, all_losses()).eval()
-    losses = step(made, at(1.0))
+    losses = step(made, at(1.0)).weighted
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
 
     beyond = {**made, "targets": {**made["targets"], "heatmap": made["targets"]["heatmap"].clone()}}
     beyond["targets"]["heatmap"][..., :12] = 0
     beyond["targets"]["heatmap"][:, 0, 5, 14] = 1.0  # objects only where the teacher sees nothing
-    assert step(beyond, at(1.0))["heatmap_kd_loss"] < 1e-6
+    assert step(beyond, at(1.0)).weighted["heatmap_kd_loss"] < 1e-6
 
 
 def test_tap_shapes_trains_nothing(tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]) -> None:
@@ -233,26 +235,74 @@ def test_training_alone_has_the_detection_terms(
     tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]
 ) -> None:
     detector = build_detector(tiny_model_config(), tiny_spec, 0).eval()
-    losses = TrainingStep(detector, "student")(batch, at(0.5))
+    losses = TrainingStep(detector, "student")(batch, at(0.5)).weighted
     expected = detection_losses(detector(**batch["inputs"]["student"]), batch["targets"])
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in expected.items()}
+
+
+def test_raw_values_weights_and_gradient_norms_are_reported(step: DistillationStep, batch: dict[str, Any]) -> None:
+    first = step.train()(batch, at(1.0))
+    names = {"heatmap", "feature", "attention", "contrast"}
+    assert set(first.raw) == set(first.weights) == names
+    for name in names:
+        weighted = first.weighted[f"{name}_kd_loss"].item()
+        assert weighted == pytest.approx(first.weights[name] * first.raw[name].item(), rel=1e-6)
+        assert not first.raw[name].requires_grad
+    assert set(first.gradient_norms) == {"detection", *names}
+    second = step(batch, at(1.0))
+    assert second.gradient_norms == {}  # every term has moved the student: not measured again before step 200
+    # The same numbers as a backward pass of its own gives, on the student without its head.
+    step.eval()
+    torch.manual_seed(0)
+    step.zero_grad()
+    step(batch, at(1.0)).weighted["attention_kd_loss"].backward()
+    trunk = [p.grad for name, p in step.detector.named_parameters() if not name.startswith("bbox_head")]
+    alone = torch.stack([grad.norm() for grad in trunk if grad is not None]).norm().item()
+    step.weights.step = 0
+    with torch.no_grad():
+        assert step(batch, at(1.0)).gradient_norms == {}  # evaluation measures nothing
+    measured = gradient_norms({"attention": step(batch, at(1.0)).weighted["attention_kd_loss"]}, step._trunk())
+    assert measured["attention"] == pytest.approx(alone, rel=1e-5)
+
+
+def test_an_auto_weight_gives_the_wanted_ratio_of_gradients(
+    teacher: FrozenTeacher, tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]
+) -> None:
+    config = DistillConfig.model_validate(
+        {
+            "losses": {"heatmap": {"weight": {"auto": 0.5}}},
+            "warmup_fraction": 0.0,
+            "calibration": {"first_step": 1, "steps": 1},
+        }
+    )
+    step = step_of(teacher, tiny_model_config(), tiny_spec, config).train()
+    assert step(batch, at(0.0)).weighted["heatmap_kd_loss"] == 0  # not measured yet
+    losses = step(batch, at(0.1))
+    detection = losses.weighted["heatmap_loss"] + losses.weighted["box_loss"]
+    norms = gradient_norms({"detection": detection, "kd": losses.weighted["heatmap_kd_loss"]}, step._trunk())
+    assert norms["kd"] / norms["detection"] == pytest.approx(0.5, rel=1e-4)
+    assert step(batch, at(0.2)).weights == losses.weights
+
+
+def test_a_tap_that_reaches_nothing_stops_the_run_by_name(step: DistillationStep, batch: dict[str, Any]) -> None:
+    for name, parameter in step.detector.named_parameters():
+        if not name.startswith("bbox_head"):
+            parameter.requires_grad_(False)
+    with pytest.raises(DeadTermError, match="distillation term feature is not connected to the student"):
+        step.train()(batch, at(1.0))
 
 
 def test_a_stage_switches_terms_off_with_their_parameters(
     teacher: FrozenTeacher, tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]
 ) -> None:
-    step = step_of(teacher, tiny_model_config(), tiny_spec, all_losses())
-    detection = {"heatmap_loss", "box_loss"}
-    stages = {
-        (): detection,
-        ("heatmap", "contrast"): detection | {"heatmap_kd_loss", "contrast_loss"},
-        ("feature",): detection | {"feature_loss"},
-        None: detection | set(TERMS),
-    }
-    for terms, expected in stages.items():
+    step = step_of(teacher, tiny_model_config(), tiny_spec, all_losses()).train()
+    stages = {(): set(), ("heatmap", "contrast"): {"heatmap", "contrast"}, ("feature",): {"feature"}}
+    for terms, expected in {**stages, None: {"heatmap", "feature", "attention", "contrast"}}.items():
         stage = replace(ALL_ON, terms=terms)
         step.begin_stage(stage)
-        assert set(step(batch, at(0.5, stage))) == expected
+        losses = step(batch, at(0.5, stage))
+        assert set(losses.weighted) == {"heatmap_loss", "box_loss"} | {f"{name}_kd_loss" for name in expected}
+        assert set(losses.raw) == set(losses.weights) == expected
         for name, module in step.terms.items():
             assert all(value.requires_grad == stage.has_term(name) for value in module.parameters())
         assert all(value.requires_grad for value in step.detector.parameters())
