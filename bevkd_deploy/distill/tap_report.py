@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -116,9 +116,10 @@ class TapReport:
     pairs: dict[str, tuple[TapPair, ...]]
     heatmaps: TapPair
 
-    def taps(self, role: Literal["student", "teacher"]) -> tuple[str, ...]:
-        """Every tap of one network, once."""
-        infos = [getattr(pair, role) for pairs in self.pairs.values() for pair in pairs]
+    def taps(self, role: Literal["student", "teacher"], losses: Collection[str] | None = None) -> tuple[str, ...]:
+        """Every tap of one network, once; with `losses`, of these losses alone."""
+        named = {name: pairs for name, pairs in self.pairs.items() if losses is None or name in losses}
+        infos = [getattr(pair, role) for pairs in named.values() for pair in pairs]
         return tuple(dict.fromkeys(info.path for info in infos))
 
     def rows(self) -> list[tuple[str, str, TapInfo]]:

@@ -69,3 +69,24 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("whole", "0", "1")}
+
+
+@pytest.fixture(scope="session")
+def job(
+    tiny_world: Path, teacher_config: ModelConfig, tiny_model_config: Callable[..., ModelConfig]
+) -> Callable[..., dict[str, Any]]:
+    """A factory of jobs for `fit_process.py`."""
+    models = {"student": tiny_model_config(), "teacher": teacher_config}
+    described = {name: model.model_dump(mode="json") for name, model in models.items()}
+
+    def make(folder: Path, train: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return {
+            "world": str(tiny_world),
+            "folder": str(folder),
+            "train": train,
+            "distill": None,
+            **described,
+            **options,
+        }
+
+    return make

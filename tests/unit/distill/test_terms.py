@@ -12,12 +12,15 @@ from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import DistillConfig, DistillLosses, PairLossConfig
 from bevkd_deploy.distill.pair_losses import build_pair_loss
+from bevkd_deploy.distill.progress import Progress
 from bevkd_deploy.distill.step import DistillationStep
 from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 PAIRS = get_args(PairLossConfig.model_fields["loss"].annotation)
+
+END = Progress.at(1.0)
 
 MakeStep = Callable[[dict[str, Any]], DistillationStep]
 
@@ -50,11 +53,11 @@ def test_every_classic_loss_teaches_between_two_taps(make_step: MakeStep, batch:
     if loss == "relational":  # two frames have one distance and no angle
         batch = doubled(batch)
     step = make_step({"losses": {"pairs": [{"loss": loss, "weight": 2.0}]}})
-    losses = step(batch, 1.0)
+    losses = step(batch, END)
     name = f"pair_{loss}"
     assert losses.weighted[f"{name}_kd_loss"].item() == pytest.approx(2 * losses.raw[name].item())
     assert losses.gradient_norms[name] > 0
-    step.eval()(batch, 1.0)
+    step.eval()(batch, END)
 
 
 def doubled(batch: dict[str, Any]) -> dict[str, Any]:
@@ -93,9 +96,9 @@ def test_terms_of_pairs_are_named_after_their_loss() -> None:
 
 def test_a_pattern_sums_over_its_pairs(make_step: MakeStep, batch: dict[str, Any]) -> None:
     blocks = {"student": "pts_backbone.blocks.*", "teacher": "pts_backbone.blocks.*", "count": 2}
-    both = make_step({"losses": {"attention": blocks}})(batch, 1.0).raw["attention"]
+    both = make_step({"losses": {"attention": blocks}})(batch, END).raw["attention"]
     each = [
-        make_step({"losses": {"attention": {"student": path, "teacher": path}}})(batch, 1.0).raw["attention"]
+        make_step({"losses": {"attention": {"student": path, "teacher": path}}})(batch, END).raw["attention"]
         for path in ("pts_backbone.blocks.0", "pts_backbone.blocks.1")
     ]
     assert both.item() == pytest.approx(sum(value.item() for value in each), rel=1e-5)
@@ -105,9 +108,9 @@ def test_camera_maps_are_compared_pixel_by_pixel(make_step: MakeStep, batch: dic
     """With batches of another size than the one that the taps were looked at with, every pixel counts alike."""
     image = {"student": "img_neck", "teacher": "img_neck", "space": "image"}
     step = make_step({"losses": {"feature": image, "attention": image}})
-    losses = step(batch, 1.0)
+    losses = step(batch, END)
     assert set(losses.gradient_norms) == {"detection", "feature", "attention"}
-    twice = step.eval()(doubled(batch), 1.0)
+    twice = step.eval()(doubled(batch), END)
     assert all(torch.isfinite(value) for value in twice.weighted.values())
 
 
@@ -124,7 +127,7 @@ def test_all_terms_together(make_step: MakeStep, batch: dict[str, Any]) -> None:
         "labels": {"min_score": 0.05},
     }
     step = make_step(section)
-    losses = step(batch, 1.0)
+    losses = step(batch, END)
     names = set(section["losses"])
     assert set(losses.raw) == names
     assert all(losses.gradient_norms[name] > 0 for name in names)
@@ -133,8 +136,8 @@ def test_all_terms_together(make_step: MakeStep, batch: dict[str, Any]) -> None:
 
 
 def test_labels_of_the_teacher_reach_the_detection_loss_alone(make_step: MakeStep, batch: dict[str, Any]) -> None:
-    plain = make_step({"losses": {"heatmap": {}}}).eval()(batch, 1.0)
+    plain = make_step({"losses": {"heatmap": {}}}).eval()(batch, END)
     step = make_step({"losses": {"heatmap": {}}, "labels": {"min_score": 0.0}}).eval()
-    with_labels = step(batch, 1.0)
+    with_labels = step(batch, END)
     assert with_labels.weighted["heatmap_loss"] != plain.weighted["heatmap_loss"]
     assert with_labels.raw["heatmap"] == plain.raw["heatmap"]
