@@ -274,9 +274,14 @@ def test_an_auto_weight_gives_the_wanted_ratio_of_gradients(
 
 def test_a_tap_that_reaches_nothing_stops_the_run_by_name(step: DistillationStep, batch: dict[str, Any]) -> None:
     for name, parameter in step.detector.named_parameters():
-        if not name.startswith("bbox_head"):
-            parameter.requires_grad_(False)
-    with pytest.raises(DeadTermError, match="distillation term feature is not connected to the student"):
+        parameter.requires_grad_(name.startswith("bbox_head"))
+    with pytest.raises(UsageError, match="tap 'pts_neck' of the student carries no gradient"):
+        step.train()(batch, at(1.0))
+    attention = step.terms["attention"]
+    attention.forward = lambda view: view.teacher_maps["heatmap"].mean()
+    for parameter in step.detector.parameters():
+        parameter.requires_grad_(True)
+    with pytest.raises(DeadTermError, match="distillation term attention is not connected to the student"):
         step.train()(batch, at(1.0))
 
 

@@ -25,6 +25,7 @@ from bevkd_deploy.contracts.recipe_distill import (
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.distill.alignment import BevLayout
 from bevkd_deploy.distill.losses.attention import attention_transfer_loss
+from bevkd_deploy.distill.progress import Progress
 from bevkd_deploy.distill.step import DistillationStep
 from bevkd_deploy.distill.tap_report import TappedNetwork, TapReport, report_taps
 from bevkd_deploy.geometry.grid import BevGrid
@@ -197,9 +198,9 @@ def test_a_pattern_gives_the_sum_over_its_pairs(
 ) -> None:
     step, report = step_of(networks, attention("pts_backbone.blocks.*", count=2), tiny_spec)
     assert [pair.student.path for pair in report.pairs["attention"]] == [f"pts_backbone.blocks.{i}" for i in (0, 1)]
-    together = step(batch, 1.0).raw["attention"]
+    together = step(batch, Progress.at(1.0)).raw["attention"]
     alone = [
-        step_of(networks, attention(f"pts_backbone.blocks.{i}"), tiny_spec)[0](batch, 1.0).raw["attention"]
+        step_of(networks, attention(f"pts_backbone.blocks.{i}"), tiny_spec)[0](batch, Progress.at(1.0)).raw["attention"]
         for i in (0, 1)
     ]
     assert all(value > 0 for value in alone)
@@ -215,7 +216,7 @@ def test_losses_on_deeper_levels_and_camera_maps_reach_the_student(
         contrast=ContrastLossConfig(student="pts_backbone[1]", embedding_channels=4, queue_size=8, cells_per_sample=8),
     )
     step, report = step_of(networks, losses, tiny_spec)
-    found = step.train()(batch, 1.0).weighted
+    found = step.train()(batch, Progress.at(1.0)).weighted
     for name in ("feature_kd_loss", "attention_kd_loss", "contrast_kd_loss"):
         backbone = list(step.detector.img_backbone.parameters())
         gradients = torch.autograd.grad(found[name], backbone, retain_graph=True, allow_unused=True)
@@ -223,7 +224,7 @@ def test_losses_on_deeper_levels_and_camera_maps_reach_the_student(
         assert sum(float(g.abs().sum()) for g in gradients if g is not None) > 0, name
     images = config(feature=FeatureLossConfig(student="img_neck", teacher="img_neck", space="image"))
     one = make_dataset()[0]  # another batch size than the one that was reported on
-    value = step_of(networks, images, tiny_spec)[0](collate([one]), 1.0).raw["feature"]
+    value = step_of(networks, images, tiny_spec)[0](collate([one]), Progress.at(1.0)).raw["feature"]
     assert torch.isfinite(value) and value > 0
 
 
