@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bevkd_deploy.contracts.classes import CAMERA_NAMES, CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_distill import DistillConfig
-from bevkd_deploy.contracts.recipe_section import Positive, Section
+from bevkd_deploy.contracts.recipe_section import Fraction, Positive, Section
 from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.contracts.target import known_target
 
@@ -186,6 +186,31 @@ class ModelConfig(Section):
         )
 
 
+class TeacherExpectation(Section):
+    """What the teacher must score on the validation split before anything learns from it.
+
+    Both metrics are over the classes that have ground truth in the frames that are looked at.
+    """
+
+    mAP: Fraction | None = Field(None, description="distillation stops below it")  # noqa: N815 the metric's own name
+    NDS: Fraction | None = Field(None, description="distillation stops below it")
+    tolerance: Fraction = Field(0.0, description="how far below a metric may still be")
+    frames: Positive | None = Field(
+        None, description="evaluate this many frames, spread evenly over the split; absent: all of them"
+    )
+
+    @model_validator(mode="after")
+    def _some_metric(self) -> TeacherExpectation:
+        if not self.metrics:
+            raise ValueError("expect needs a metric: mAP, NDS or both")
+        return self
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics that are asked for, by name."""
+        return {name: value for name, value in (("mAP", self.mAP), ("NDS", self.NDS)) if value is not None}
+
+
 class TeacherConfig(Section):
     """The model to distil from."""
 
@@ -195,7 +220,15 @@ class TeacherConfig(Section):
         None, description="safetensors file, relative to the recipe; absent: the teacher is trained by this recipe"
     )
     sha256: str | None = Field(None, description="expected hash of the checkpoint")
-    expected_map: float | None = Field(None, ge=0, le=1, description="mAP on val; distillation stops if it is lower")
+    expect: TeacherExpectation | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="autocast of its forward pass while it teaches; absent: as student.train.precision"
+    )
+    cache: Literal["fp16", "fp32"] | None = Field(
+        None,
+        description="keep its head maps in files of this precision, and skip its forward pass where they are known; "
+        "for losses that read no features of it",
+    )
     train: TrainConfig | None = None
 
     @model_validator(mode="after")
@@ -283,6 +316,12 @@ class Recipe(Section):
         names = [gate.name for gate in self.gates]
         if len(set(names)) != len(names):
             raise ValueError(f"gate names must be unique, got {names}")
+        live = [f"distill.losses.{name}" for name in self.distill.feature_terms()]
+        if self.teacher.cache and live:
+            raise ValueError(
+                f"teacher.cache keeps the teacher's head maps, but {', '.join(live)} read{'s'[len(live) > 1 :]} "
+                "features inside it, which takes the live teacher: remove teacher.cache, or these losses"
+            )
         return self
 
     def student_spec(self) -> GraphSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class FrameDataset(Dataset[Frame]):
 
     Each entry of `specs` (say "student" and "teacher") gets its own six graph inputs, all made from the same
     augmentation sample; networks with the same input geometry share the very same arrays. `paster` adds objects to the
-    points and the targets.
+    points and the targets. A network whose output is known already can be left out (`leave_out`).
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class FrameDataset(Dataset[Frame]):
         self._cameras = list(dict.fromkeys(camera for spec in specs.values() for camera in spec.cameras))
         self._preprocessors = {name: Preprocessor(spec) for name, spec in specs.items()}
         self._cache: dict[int, dict[str, Any]] | None = {} if cache_sensors else None
+        self._known: dict[str, Container[int]] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -84,24 +85,55 @@ class FrameDataset(Dataset[Frame]):
         Samplers count on through the epochs, so a draw depends on seed, epoch and frame alone: not on workers, and
         not on whether the run was interrupted.
         """
+        content = self.content_of(position)
+        names = [name for name in self.specs if content not in self._known.get(name, ())]
+        frame, boxes, labels = self._make(position, names)
+        targets = center_targets(boxes, labels, self.specs[self.target_of], self.min_radius_cells)
+        frame["targets"] = {key: torch.from_numpy(value) for key, value in targets.items()}
+        return frame
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a frame is another one each time that it comes."""
+        return not (self.augmentation.bev_is_off and self.augmentation.views_are_off and self.paster is None)
+
+    def content_of(self, position: int) -> int:
+        """A number that two positions share only if their frames are the same, augmentation included."""
+        return position if self.is_random else position % len(self)
+
+    def leave_out(self, name: str, known: Container[int]) -> None:
+        """Make no inputs for a network where its output is known already.
+
+        Args:
+            name: of the network, not the one that is trained.
+            known: holds the `content_of` of every frame that the network need not see.
+        """
+        self._known[name] = known
+
+    def inputs_of(self, position: int, name: str) -> dict[str, Tensor]:
+        """The inputs of one network at one position, left out or not."""
+        inputs: dict[str, Tensor] = self._make(position, [name])[0]["inputs"][name]
+        return inputs
+
+    def _make(self, position: int, names: Collection[str]) -> tuple[Frame, NDArray[np.float64], NDArray[np.int64]]:
+        """A frame without targets, with the inputs of some networks; boxes and labels to learn."""
         sample = self.samples[position % len(self)]
-        sensors = self._sensors(position % len(self))
+        sensors = self._sensors(position % len(self), names)
         augmentation = self._draw(sample, position)
         points, boxes, labels = self._objects(sample, sensors["points"], position)
         if augmentation.bev_aug is not None:
             points, boxes = augment_points(points, augmentation.bev_aug), augment_boxes(boxes, augmentation.bev_aug)
-        frame: Frame = {"token": sample.token, "dropped": list(sensors["dropped"]), "inputs": {}}
+        frame: Frame = {"token": sample.token, "position": position, "dropped": list(sensors["dropped"]), "inputs": {}}
         made: dict[str, dict[str, Tensor]] = {}
-        for name, spec in self.specs.items():
+        for name in names:
+            spec = self.specs[name]
             key = _input_key(spec)
             if key not in made:
                 missing = [camera for camera in spec.cameras if camera not in sensors["cameras"]]
                 images = self._images(name, sensors["images"], augmentation)
                 made[key] = self._inputs(name, sample, images, points, augmentation, missing)
             frame["inputs"][name] = made[key]
-        targets = center_targets(boxes, labels, self.specs[self.target_of], self.min_radius_cells)
-        frame["targets"] = {key: torch.from_numpy(value) for key, value in targets.items()}
-        return frame
+        return frame, boxes, labels
 
     def _draw(self, sample: Sample, position: int) -> FrameAug:
         spec = self.specs[self.target_of]
@@ -122,21 +154,22 @@ class FrameDataset(Dataset[Frame]):
         points, more, more_labels = self.paster(points, sample.boxes, sample.labels, rng)
         return points, np.concatenate([boxes, more]), np.concatenate([labels, more_labels])
 
-    def _sensors(self, index: int) -> dict[str, Any]:
+    def _sensors(self, index: int, names: Collection[str]) -> dict[str, Any]:
         """What was read: images (resized per input geometry, or raw per camera where views are drawn) and points."""
+        views = not self.augmentation.views_are_off
+        wanted = {} if views else {_input_key(self.specs[name]): name for name in names}
         if self._cache is not None and index in self._cache:
-            return self._cache[index]
+            cached = self._cache[index]
+            if wanted.keys() <= cached["images"].keys():
+                return cached
+            # Kept while a network was left out that is asked for now: a damaged file of its cached outputs, say.
+            wanted = {_input_key(spec): name for name, spec in self.specs.items()}
         sample = self.samples[index]
         read = load_sample(sample, self._cameras)
         raw = dict(zip(self._cameras, read.images, strict=True))
-        images: dict[str, Any] = {}
-        if not self.augmentation.views_are_off:
-            images = raw
-        else:
-            for name, spec in self.specs.items():
-                key = _input_key(spec)
-                if key not in images:
-                    images[key] = self._preprocessors[name].images([raw[camera] for camera in spec.cameras])
+        images: dict[str, Any] = raw if views else {}
+        for key, name in wanted.items():
+            images[key] = self._preprocessors[name].images([raw[camera] for camera in self.specs[name].cameras])
         there = {camera for camera, image in raw.items() if image is not None}
         sensors = {"images": images, "points": read.points, "cameras": there, "dropped": read.dropped}
         if self._cache is not None:
@@ -177,13 +210,17 @@ class FrameDataset(Dataset[Frame]):
 
 
 def collate(frames: list[Frame]) -> Frame:
-    """Stack frames into a batch: inputs per network, targets, tokens, and the sensors that frames go without."""
-    names = frames[0]["inputs"]
+    """Stack frames into a batch: inputs per network, targets, tokens, positions, and sensors that frames go without.
+
+    A network that is left out of one frame is left out of the batch.
+    """
+    names = [name for name in frames[0]["inputs"] if all(name in frame["inputs"] for frame in frames)]
     shared: dict[int, dict[str, Tensor]] = {}
-    batch: Frame = {"token": [frame["token"] for frame in frames], "inputs": {}}
+    batch: Frame = {key: [frame[key] for frame in frames] for key in ("token", "position")}
+    batch["inputs"] = {}
     batch["dropped"] = [event for frame in frames for event in frame["dropped"]]
     for name in names:
-        identity = id(names[name])
+        identity = id(frames[0]["inputs"][name])
         if identity not in shared:
             parts = [frame["inputs"][name] for frame in frames]
             shared[identity] = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,3 +176,19 @@ def _read_bytes(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+
+
+def files_digest(samples: Sequence[Sample], cameras: Sequence[str]) -> str:
+    """Hash of name, size and time of every sensor file of some samples, in order; the files are not read."""
+    digest = hashlib.sha256()
+    stamps: dict[Path, str] = {}
+    for sample in samples:
+        images = [sample.image_paths[camera] for camera in cameras if camera in sample.image_paths]
+        points = [sample.points_path] if sample.points_path is not None else []
+        digest.update(sample.token.encode())
+        for path in [*images, *points, *(sweep.path for sweep in sample.sweeps)]:
+            if path not in stamps:  # a sweep belongs to several keyframes
+                stat = path.stat() if path.is_file() else None
+                stamps[path] = f" {path.name} {stat.st_size} {stat.st_mtime_ns}" if stat else f" {path.name} missing"
+            digest.update(stamps[path].encode())
+    return digest.hexdigest()

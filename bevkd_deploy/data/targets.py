@@ -16,7 +16,11 @@ _MIN_OVERLAP = 0.1
 
 
 def center_targets(
-    boxes: NDArray[np.float64], labels: NDArray[np.int64], spec: GraphSpec, min_radius_cells: int
+    boxes: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    spec: GraphSpec,
+    min_radius_cells: int,
+    heights: NDArray[np.float64] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Heatmap and per-object regression targets.
 
@@ -25,16 +29,18 @@ def center_targets(
         labels: [N], index into `spec.classes`.
         spec: BEV geometry.
         min_radius_cells: smallest Gaussian.
+        heights: [N], top of each Gaussian; None: 1, which the detection loss takes as an object's centre.
 
     Returns:
-        heatmap float32 [K, Y, X]; cell int64 [O] flat index; values float32 [O, 10] in the order of the head's maps
-        (offset x, offset y, z, log l, log w, log h, sin, cos, vx, vy); mask float32 [O, 10], 0 for padding and for
-        unknown velocity.
+        heatmap float32 [K, Y, X]; cell int64 [O] flat index; label int64 [O], -1 for padding; values float32 [O, 10] in
+        the order of the head's maps (offset x, offset y, z, log l, log w, log h, sin, cos, vx, vy); mask float32
+        [O, 10], 0 for padding and for unknown velocity.
     """
     grid = BevGrid.bev(spec)
     rows, columns = grid.shape_yx
     heatmap = np.zeros((len(spec.classes), rows, columns), dtype=np.float32)
     cell = np.zeros(MAX_OBJECTS, dtype=np.int64)
+    label = np.full(MAX_OBJECTS, -1, dtype=np.int64)
     values = np.zeros((MAX_OBJECTS, 10), dtype=np.float32)
     mask = np.zeros((MAX_OBJECTS, 10), dtype=np.float32)
     index, inside = grid.locate(boxes[:, :2])
@@ -43,8 +49,8 @@ def center_targets(
     for slot, row in enumerate(keep):
         x, y = int(index[row] % columns), int(index[row] // columns)
         radius = max(min_radius_cells, int(gaussian_radius(boxes[row, 3:5] / grid.cell_m)))
-        _draw_gaussian(heatmap[labels[row]], x, y, radius)
-        cell[slot] = index[row]
+        _draw_gaussian(heatmap[labels[row]], x, y, radius, 1.0 if heights is None else float(heights[row]))
+        cell[slot], label[slot] = index[row], labels[row]
         values[slot, :2] = coordinates[row] - (x, y)
         values[slot, 2] = boxes[row, 2]
         values[slot, 3:6] = np.log(boxes[row, 3:6])
@@ -53,7 +59,7 @@ def center_targets(
         values[slot, 8:] = np.nan_to_num(velocity)
         mask[slot, :8] = 1.0
         mask[slot, 8:] = np.isfinite(velocity)
-    return {"heatmap": heatmap, "cell": cell, "values": values, "mask": mask}
+    return {"heatmap": heatmap, "cell": cell, "label": label, "values": values, "mask": mask}
 
 
 def gaussian_radius(size_cells: NDArray[np.float64]) -> float:
@@ -68,11 +74,12 @@ def gaussian_radius(size_cells: NDArray[np.float64]) -> float:
     return min((b + np.sqrt(max(b * b - 4 * a * c, 0.0))) / 2 for a, b, c in cases)
 
 
-def _draw_gaussian(heatmap: NDArray[np.float32], x: int, y: int, radius: int) -> None:
+def _draw_gaussian(heatmap: NDArray[np.float32], x: int, y: int, radius: int, height: float) -> None:
     """Keep the maximum of the map and a Gaussian of sigma (2 r + 1) / 6 around a cell."""
     offsets = np.arange(-radius, radius + 1)
     sigma = (2 * radius + 1) / 6
     bump = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * sigma * sigma)).astype(np.float32)
+    bump *= np.float32(height)
     rows, columns = heatmap.shape
     left, right = min(x, radius), min(columns - x, radius + 1)
     top, bottom = min(y, radius), min(rows - y, radius + 1)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.recipe_distill import DistillConfig
-from bevkd_deploy.distill.alignment import BevLayout, align
+from bevkd_deploy.distill.alignment import BevLayout, align, class_order
+from bevkd_deploy.distill.losses.boxes import require_same_grid
+from bevkd_deploy.distill.tap_report import TapReport
 from bevkd_deploy.distill.taps import Taps
-from bevkd_deploy.distill.terms import Channels, StepView, build_terms, tap_pairs
+from bevkd_deploy.distill.teacher_labels import TeacherLabels, decode_boxes
+from bevkd_deploy.distill.terms import StepView, build_terms
 from bevkd_deploy.distill.weighting import TermWeights, gradient_norms
 from bevkd_deploy.geometry.grid import BevGrid
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.detector import FusionDetector
-from bevkd_deploy.teachers.frozen import FrozenTeacher
+from bevkd_deploy.teachers.frozen import Teacher
 
 Batch = dict[str, Any]
 
@@ -63,18 +65,24 @@ class DistillationStep(nn.Module):
     with the student; the teacher is kept out of the module tree.
     """
 
-    teacher: FrozenTeacher
+    teacher: Teacher
 
     def __init__(
-        self, student: FusionDetector, teacher: FrozenTeacher, config: DistillConfig, channels: Channels
+        self,
+        student: FusionDetector,
+        teacher: Teacher,
+        config: DistillConfig,
+        taps: TapReport,
+        min_radius_cells: int = 2,
     ) -> None:
         """Build the terms.
 
         Args:
             student: the network that learns.
-            teacher: the frozen one.
+            teacher: the frozen one, live or cached.
             config: losses and their weights.
-            channels: of the taps, from `tap_shapes`.
+            taps: what the recipe's taps give in these two networks, from `report_taps`.
+            min_radius_cells: smallest Gaussian of a label that the teacher adds, as in the targets.
         """
         super().__init__()
         self.detector = student
@@ -83,9 +91,14 @@ class DistillationStep(nn.Module):
         self.student_layout = BevLayout(BevGrid.bev(student.spec))
         self.teacher_layout = BevLayout(BevGrid.bev(teacher.spec))
         self.classes_match = class_order(teacher.spec.classes, student.spec.classes)
-        self.pairs = tap_pairs(config)
-        self.terms = build_terms(config, channels, self.student_layout.grid.cell_m)
+        self.taps = taps
+        self.terms = build_terms(config, taps)
         self.weights = TermWeights(config)
+        self.labels: TeacherLabels | None = None
+        if config.labels:
+            self.labels = TeacherLabels(config.labels, student.spec, teacher.spec.classes, min_radius_cells)
+        if config.losses.boxes:
+            require_same_grid(self.student_layout.grid, self.teacher_layout.grid)
 
     def forward(self, batch: Batch, progress: float) -> StepLosses:
         """Detection and distillation terms.
@@ -97,8 +110,8 @@ class DistillationStep(nn.Module):
         Raises:
             DeadTermError: a term does not reach the student.
         """
-        view = self._view(batch)
-        detection = detection_losses(view.student_maps, view.targets)
+        view, truth = self._view(batch)
+        detection = detection_losses(view.student_maps, truth)
         raw = {name: term(view) for name, term in self.terms.items()}
         norms: dict[str, float] = {}
         if self.training and self.weights.wants_norms():
@@ -112,45 +125,35 @@ class DistillationStep(nn.Module):
         detached = {name: value.detach() for name, value in raw.items()}
         return StepLosses({**detection, **added}, detached, multipliers, norms)
 
-    def _view(self, batch: Batch) -> StepView:
-        """Both networks' outputs."""
-        self.teacher.to(batch["targets"]["heatmap"].device)  # moved by nobody else: it is in no module tree
-        with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
-            teacher_maps = self.teacher(batch["inputs"]["teacher"])
-        with Taps(self.detector, [pair.student for pair in self.pairs.values()], detach=False) as student_taps:
+    def _view(self, batch: Batch) -> tuple[StepView, dict[str, Tensor]]:
+        """Both networks' outputs, and what the detection loss learns: the truth and the teacher's labels."""
+        targets = batch["targets"]
+        self.teacher.to(targets["heatmap"].device)  # moved by nobody else: it is in no module tree
+        with Taps(self.teacher.model, self.taps.taps("teacher"), detach=True, role="teacher") as teacher_taps:
+            teacher_maps = self.teacher(batch["inputs"].get("teacher"), batch["position"])
+        with Taps(self.detector, self.taps.taps("student"), detach=False, role="student") as student_taps:
             student_maps = self.detector(**batch["inputs"]["student"])
-        return StepView(
+        view = StepView(
             student_maps=student_maps,
-            teacher_heatmap=self._aligned(teacher_maps["heatmap"], _UNSEEN_LOGIT)[:, self.classes_match],
+            teacher_maps={name: self._aligned_head(name, found) for name, found in teacher_maps.items()},
             student_taps=student_taps.take(),
-            teacher_taps={path: self._aligned(tapped) for path, tapped in teacher_taps.take().items()},
-            targets=batch["targets"],
+            teacher_taps=teacher_taps.take(),
+            targets=targets,
+            layout=self.student_layout,
         )
+        if self.labels is None:
+            return view, targets
+        return view, self.labels(targets, *decode_boxes(cast(FusionDetector, self.teacher.model), teacher_maps))
 
-    def _aligned(self, teacher_map: Tensor, outside: float = 0.0) -> Tensor:
-        return align(teacher_map, self.teacher_layout, self.student_layout, outside)
+    def _aligned_head(self, name: str, teacher_map: Tensor) -> Tensor:
+        if name != "heatmap":
+            return align(teacher_map, self.teacher_layout, self.student_layout)
+        # A coarser cell of the student shows the highest peak inside it.
+        heatmap = align(teacher_map, self.teacher_layout, self.student_layout, _UNSEEN_LOGIT, pool="max")
+        return heatmap[:, self.classes_match]
 
     def _trunk(self) -> list[nn.Parameter]:
         """The weights whose gradients are compared: the student without its head, which feature terms never reach."""
         head = {id(parameter) for parameter in self.detector.bbox_head.parameters()}
         learning = [parameter for parameter in self.detector.parameters() if parameter.requires_grad]
         return [parameter for parameter in learning if id(parameter) not in head] or learning
-
-
-def class_order(teacher: tuple[str, ...], student: tuple[str, ...]) -> list[int]:
-    """For each student class, its channel in the teacher's heatmap, by name."""
-    missing = [name for name in student if name not in teacher]
-    if missing:
-        raise DataError(f"the teacher does not know classes {missing}; it knows {list(teacher)}")
-    return [teacher.index(name) for name in student]
-
-
-@torch.no_grad()
-def tap_shapes(model: nn.Module, inputs: dict[str, Tensor], paths: list[str]) -> dict[str, tuple[int, ...]]:
-    """Shape of what each tap captures in one forward pass, without training anything."""
-    training = model.training
-    model.eval()
-    with Taps(model, paths, detach=True) as taps:
-        model(**inputs)
-    model.train(training)
-    return {path: tuple(tensor.shape) for path, tensor in taps.take().items()}

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from bevkd_deploy.models.center_head import BOX_MAPS
 
-#: Per-channel weights of the box term; velocity at 0.2 as in CenterPoint's code weights.
-_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+#: Per-channel weights of the box term, in the order of BOX_MAPS; velocity at 0.2 as in CenterPoint's code weights.
+CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 _BOX_WEIGHT = 0.25
 
 
@@ -40,7 +40,7 @@ def box_loss(maps: dict[str, Tensor], cell: Tensor, values: Tensor, mask: Tensor
     """
     regressed = torch.cat([maps[name] for name in BOX_MAPS], dim=1).float().flatten(2)  # [B, 10, YX]
     picked = torch.gather(regressed, 2, cell[:, None].expand(-1, regressed.shape[1], -1)).transpose(1, 2)
-    weights = mask * mask.new_tensor(_CODE_WEIGHTS)
+    weights = mask * mask.new_tensor(CODE_WEIGHTS)
     objects = mask[..., 0].sum().clamp(min=1)
     return ((picked - values).abs() * weights).sum() / objects
 

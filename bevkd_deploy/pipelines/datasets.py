@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -55,6 +56,15 @@ def data_digest(recipe: Recipe, root: Path) -> str:
         return sha256_files(sorted({path for pattern in patterns for path in root.glob(pattern)}))
     own = [path for path in (root / "splits.json", root / "dataset.json") if path.is_file()]
     return sha256_json([index_key(root, recipe.data.version), sha256_files(own)])
+
+
+def reading_settings(recipe: Recipe) -> dict[str, Any]:
+    """What else decides the frames that are read from one dataset, apart from the cameras; only what is not default.
+
+    Beside `data_digest` in a key, it tells apart two readings of the same files.
+    """
+    keys = {"train_split", "val_split", "sweeps", "on_error", "sensors"}
+    return recipe.data.model_dump(mode="json", include=keys, exclude_defaults=True)
 
 
 def read_split(recipe: Recipe, root: Path, split: Split, console: Console) -> list[Sample]:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from bevkd_deploy.contracts.files import write_json
 from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
-from bevkd_deploy.data.dataset import collate
-from bevkd_deploy.distill.step import DistillationStep, tap_shapes
-from bevkd_deploy.distill.terms import tap_pairs
+from bevkd_deploy.data.dataset import FrameDataset, collate
+from bevkd_deploy.distill.inheritance import InheritanceReport, inherit
+from bevkd_deploy.distill.step import DistillationStep
+from bevkd_deploy.distill.tap_report import TappedNetwork, TapReport, report_taps
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
@@ -23,7 +23,9 @@ from bevkd_deploy.pipelines.dry_run import print_plan
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, start_or_resume
 from bevkd_deploy.pipelines.teacher import obtain_teacher
+from bevkd_deploy.pipelines.teacher_cache import cached_teacher, frozen_teacher
 from bevkd_deploy.pipelines.training import TrainingJob, headline, job_key, run_training, training_frames
+from bevkd_deploy.teachers.cache import CachedTeacher
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 
@@ -53,25 +55,27 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     """The distillation stage inside an existing run."""
     loaded, recipe = run.loaded, run.loaded.recipe
     root = prepare_data(recipe, console)
+    specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
+    dataset = training_frames(recipe, root, recipe.student.train, specs, console)
+    taps = tap_report(recipe, dataset)  # first of all: a wrong tap must not cost the training of a teacher
     teacher = obtain_teacher(loaded, root, console)
     write_json(run.path / "eval" / "teacher.json", teacher.summary)
     start = time.monotonic()
-    student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
+    student, inherited = start_student(recipe, teacher.detector)
+    if inherited:
+        write_json(run.path / "inheritance.json", inherited.as_json())
+        console.print(f"  {inherited.lines()[0]}; each tensor in {run.path / 'inheritance.json'}")
     console.print(
         f"  student {parameter_count(student) / 1e6:.2f} M parameters, teacher "
         f"{parameter_count(teacher.detector) / 1e6:.2f} M"
     )
-    specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
-    dataset = training_frames(recipe, root, recipe.student.train, specs, console)
-    frozen = FrozenTeacher(teacher.detector, recipe.teacher_spec())
-    channels = _tap_channels(recipe, student, frozen, collate([dataset[0]])["inputs"])
-    with torch.random.fork_rng(devices=[]):  # projectors and embeddings start from the recipe's seed too
-        torch.manual_seed(recipe.seed)
-        step = DistillationStep(student, frozen, recipe.distill, channels)
+    frozen = frozen_teacher(recipe, teacher.detector)
     key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
     job = TrainingJob("distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed)
     val = read_split(recipe, root, "val", console)
-    summary = run_training(job, step, student, dataset, val, resume=resume, console=console)
+    with cached_teacher(recipe, root, teacher.sha256, frozen, dataset, console) as live_or_cached:
+        step = distillation_step(recipe, student, live_or_cached, taps)
+        summary = run_training(job, step, student, dataset, val, resume=resume, console=console)
     run.record_stage(
         "distill",
         time.monotonic() - start,
@@ -82,13 +86,34 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     )
 
 
-def _tap_channels(
-    recipe: Recipe, student: FusionDetector, teacher: FrozenTeacher, inputs: dict[str, dict[str, Tensor]]
-) -> dict[str, dict[str, int]]:
-    """Channels of every tapped map, found by running both networks once; a wrong tap fails here."""
-    pairs = tap_pairs(recipe.distill).values()
-    shapes = {
-        "student": tap_shapes(student, inputs["student"], [pair.student for pair in pairs]),
-        "teacher": tap_shapes(teacher.model, inputs["teacher"], [pair.teacher for pair in pairs]),
-    }
-    return {who: {path: shape[1] for path, shape in taps.items()} for who, taps in shapes.items()}
+def start_student(recipe: Recipe, teacher: FusionDetector) -> tuple[FusionDetector, InheritanceReport | None]:
+    """The student before its first step: from the seed, and from the teacher's weights where the recipe says so."""
+    student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
+    if recipe.distill.inherit is None:
+        return student, None
+    return student, inherit(student, teacher, recipe.distill.inherit.parts)
+
+
+def tap_report(recipe: Recipe, dataset: FrameDataset) -> TapReport:
+    """What the taps give on the first training frame; shapes are the same whatever the weights are.
+
+    Raises:
+        UsageError: a tap does not fit (see `report_taps`).
+    """
+    inputs = collate([dataset[0]])["inputs"]
+    student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
+    teacher = build_detector(recipe.teacher.model, recipe.teacher_spec(), recipe.seed)
+    return report_taps(
+        TappedNetwork.student(student, inputs["student"]),
+        TappedNetwork.teacher(FrozenTeacher(teacher, recipe.teacher_spec()), inputs["teacher"]),
+        recipe.distill,
+    )
+
+
+def distillation_step(
+    recipe: Recipe, student: FusionDetector, teacher: FrozenTeacher | CachedTeacher, taps: TapReport
+) -> DistillationStep:
+    """The step of a recipe; projectors and embeddings start from its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return DistillationStep(student, teacher, recipe.distill, taps, recipe.student.model.head.min_radius_cells)

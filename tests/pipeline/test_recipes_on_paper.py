@@ -46,7 +46,7 @@ def test_a_target_that_only_the_device_can_build_for(tmp_path: Path, bevkd: Call
 def test_the_quickstart_teacher_is_the_one_the_recipe_names() -> None:
     teacher = load_recipe(RECIPES / "quickstart.yaml").recipe.teacher
     assert teacher.checkpoint is not None and teacher.sha256 is not None
-    assert teacher.expected_map is not None and teacher.expected_map >= 0.45
+    assert teacher.expect is not None and (teacher.expect.mAP or 0) >= 0.45
     weights = RECIPES / teacher.checkpoint
     assert weights.stat().st_size <= 8_000_000
     assert sha256_file(weights) == teacher.sha256

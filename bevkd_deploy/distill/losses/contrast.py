@@ -5,20 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bevkd_deploy.contracts.recipe_distill import ContrastLossConfig
+from bevkd_deploy.distill.gathering import gather_rows, own_rows
+from bevkd_deploy.distill.losses.cell_sampling import SampledCells, sample_cells
 from bevkd_deploy.distill.losses.feature import standardize
+from bevkd_deploy.distill.losses.scene import NO_CLASS, BevScene
+from bevkd_deploy.distill.projectors import build_projector
 
-_FOREGROUND = 0.3  # a cell whose Gaussian exceeds this belongs to an object
 _NEAR_M = 2.0
-_BACKGROUND_CLASS = -1
-_EMPTY_SLOT = -2
+_EMPTY_SLOT = -2  # a class that no cell has
 
 
 class DenseContrastLoss(nn.Module):
     """Each sampled student cell must pick the teacher's same cell among many others.
 
-    Positives: the same cell of the same frame. Negatives: other sampled cells of the batch and a first-in-first-out
-    queue of earlier teacher keys, leaving out cells of the same class and cells of the same frame within 2 m. The
-    teacher is frozen and its embedding is a fixed orthogonal projection of standardised features, so queued keys
+    Cells: objects, spread over instances, and the background where it is hard. Positives: the same cell of the same
+    frame. Negatives: the other sampled cells of the batch, of all processes, and a first-in-first-out queue of earlier
+    teacher keys; left out are cells of the same class (background is a class of its own), of the same object, and of
+    the same frame within 2 m. With `same_class_negatives` other objects of the class are negatives too.
+
+    A cell that has no negatives, as every cell of a batch without objects and with an empty queue, teaches nothing: it
+    is left out of the mean, and the loss of such a batch is 0 with gradients of 0 on all parameters, so that
+    data-parallel training goes on. All processes keep the same queue.
+
+    The teacher is frozen and its embedding is a fixed orthogonal projection of standardised features, so queued keys
     never go stale.
 
     Source: CRD (arXiv 1910.10699), its InfoNCE form over cells; queue after MoCo (arXiv 1911.05722).
@@ -29,86 +39,78 @@ class DenseContrastLoss(nn.Module):
     cursor: Tensor
     teacher_projection: Tensor
 
-    def __init__(
-        self,
-        student_channels: int,
-        teacher_channels: int,
-        *,
-        embedding_channels: int,
-        temperature: float,
-        cells_per_sample: int,
-        queue_size: int,
-        cell_m: float,
-    ) -> None:
+    def __init__(self, student_channels: int, teacher_channels: int, config: ContrastLossConfig) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.cells_per_sample = cells_per_sample
-        self.cell_m = cell_m
-        size = min(embedding_channels, teacher_channels)
-        self.embed = nn.Linear(student_channels, size)
+        self.config = config
+        size = min(config.embedding_channels, teacher_channels)
+        self.embed = build_projector(config.projector, student_channels, size)
         projection = torch.empty(teacher_channels, size)
         nn.init.orthogonal_(projection)
         self.register_buffer("teacher_projection", projection)
-        self.register_buffer("keys", torch.zeros(queue_size, size))
-        self.register_buffer("key_class", torch.full((queue_size,), _EMPTY_SLOT, dtype=torch.long))
+        self.register_buffer("keys", torch.zeros(config.queue_size, size))
+        self.register_buffer("key_class", torch.full((config.queue_size,), _EMPTY_SLOT, dtype=torch.long))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
 
-    def forward(self, student: Tensor, teacher: Tensor, target_heatmap: Tensor) -> Tensor:
-        """Maps [B, Cs, Y, X], [B, Ct, Y, X] and Gaussians [B, K, Y, X] -> scalar, finite for frames without objects."""
+    def forward(self, student: Tensor, teacher: Tensor, scene: BevScene) -> Tensor:
+        """Maps [B, Cs, Y, X] and [B, Ct, Y, X] and what their cells show -> scalar.
+
+        Raises:
+            ValueError: the maps and the scene have different cells.
+        """
+        if not student.shape[2:] == teacher.shape[2:] == scene.instance.shape[1:]:
+            raise ValueError(
+                f"maps and scene must cover the same cells, got {list(student.shape)}, {list(teacher.shape)} and "
+                f"{list(scene.instance.shape)}"
+            )
         # exp(1 / 0.07) overflows half precision, so the whole term is FP32 under any autocast.
         with torch.autocast(student.device.type, enabled=False):
-            return self._contrast(student.float(), teacher.float(), target_heatmap)
+            return self._contrast(student.float(), teacher.detach().float(), scene)
 
-    def _contrast(self, student: Tensor, teacher: Tensor, target_heatmap: Tensor) -> Tensor:
-        frame, cell, cell_class = self._sample_cells(target_heatmap)
-        teacher = standardize(teacher)
-        queries = self.embed(student.flatten(2).transpose(1, 2)[frame, cell])  # [M, D]
+    def _contrast(self, student: Tensor, teacher: Tensor, scene: BevScene) -> Tensor:
+        cells = sample_cells(scene, self.config.cells_per_sample)
+        queries = self.embed(student.flatten(2).transpose(1, 2)[cells.frame, cells.cell])  # [M, D]
         queries = nn.functional.normalize(queries, dim=1)
-        keys = teacher.flatten(2).transpose(1, 2)[frame, cell] @ self.teacher_projection
-        keys = nn.functional.normalize(keys, dim=1).detach()
+        keys = standardize(teacher).flatten(2).transpose(1, 2)[cells.frame, cells.cell] @ self.teacher_projection
+        keys = nn.functional.normalize(keys, dim=1)
 
-        # A copy of the queue: it changes below, before the backward pass reads what it was here.
-        logits = torch.cat([queries @ keys.T, queries @ self.keys.clone().T], dim=1) / self.temperature
+        # Keys and classes of every process in one tensor, exact in FP32, so that they are gathered once.
+        rows = torch.cat([keys, cells.class_id[:, None].float()], dim=1)
+        own, everywhere = own_rows(rows), gather_rows(rows)
+        queued = torch.cat([self.keys, self.key_class[:, None].float()], dim=1)
+        far = torch.cat([everywhere[: own.start], everywhere[own.stop :], queued])  # of other frames, [N, D + 1]
+        far_class = far[:, -1].long()
         excluded = torch.cat(
-            [
-                self._too_alike(frame, cell, cell_class, target_heatmap.shape[-1]),
-                (self.key_class == cell_class[:, None]) | (self.key_class == _EMPTY_SLOT),
-            ],
+            [self._too_alike(cells, scene), self._same_class(cells.class_id, far_class) | (far_class == _EMPTY_SLOT)],
             dim=1,
         )
-        loss = nn.functional.cross_entropy(
-            logits.masked_fill(excluded, float("-inf")), torch.arange(len(queries), device=logits.device)
-        )
+        logits = queries @ torch.cat([keys, far[:, :-1]]).T / self.config.temperature  # [M, M + N]
+        logits = logits.masked_fill(excluded, float("-inf"))
         if self.training:
-            self._enqueue(keys, cell_class)
-        return loss
+            self._enqueue(everywhere[:, :-1], everywhere[:, -1].long())
+        if not len(queries):
+            return queries.sum()
+        missed = logits.logsumexp(dim=1) - logits.diagonal()
+        has_negatives = (~excluded).sum(dim=1) > 1  # more than its positive
+        return (missed * has_negatives).sum() / has_negatives.sum().clamp(min=1)
 
-    def _sample_cells(self, target_heatmap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Frame number, flat cell and class of the sampled cells; three quarters foreground where there is enough."""
-        peak, peak_class = target_heatmap.flatten(2).max(dim=1)  # [B, YX]
-        frames, cells = [], []
-        for index in range(len(peak)):
-            foreground = torch.nonzero(peak[index] > _FOREGROUND).squeeze(1)
-            background = torch.nonzero(peak[index] <= _FOREGROUND).squeeze(1)
-            foreground = _draw(foreground, self.cells_per_sample * 3 // 4)
-            background = _draw(background, self.cells_per_sample - len(foreground))
-            chosen = torch.cat([foreground, background])
-            cells.append(chosen)
-            frames.append(torch.full_like(chosen, index))
-        frame, cell = torch.cat(frames), torch.cat(cells)
-        is_object = peak[frame, cell] > _FOREGROUND
-        return frame, cell, torch.where(is_object, peak_class[frame, cell], _BACKGROUND_CLASS)
-
-    def _too_alike(self, frame: Tensor, cell: Tensor, cell_class: Tensor, columns: int) -> Tensor:
-        """Pairs [M, M] that are no negatives; the diagonal (the positive) stays in."""
-        row, column = cell // columns, cell % columns
-        distance_m = self.cell_m * torch.hypot(
+    def _too_alike(self, cells: SampledCells, scene: BevScene) -> Tensor:
+        """Pairs [M, M] of this process's cells that are no negatives; the diagonal (the positive) stays in."""
+        columns = scene.instance.shape[-1]
+        row, column = cells.cell // columns, cells.cell % columns
+        distance_m = scene.cell_m * torch.hypot(
             (row[:, None] - row).float(), (column[:, None] - column).float()
         )  # fmt: skip
-        near = (frame[:, None] == frame) & (distance_m < _NEAR_M)
-        alike = near | (cell_class[:, None] == cell_class)
-        alike.fill_diagonal_(False)
-        return alike
+        same_object = (cells.instance[:, None] == cells.instance) & (cells.instance >= 0)
+        same_frame = cells.frame[:, None] == cells.frame
+        alike = same_frame & (same_object | (distance_m < _NEAR_M)) | self._same_class(cells.class_id, cells.class_id)
+        return alike.fill_diagonal_(False)
+
+    def _same_class(self, query_class: Tensor, key_class: Tensor) -> Tensor:
+        """Pairs [M, N] that are no negatives because of their classes."""
+        same = query_class[:, None] == key_class
+        if self.config.same_class_negatives:
+            return same & (key_class == NO_CLASS)  # two cells of empty ground stay alike
+        return same
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor, key_class: Tensor) -> None:
@@ -120,10 +122,3 @@ class DenseContrastLoss(nn.Module):
         self.keys[slots] = keys
         self.key_class[slots] = key_class
         self.cursor.copy_((self.cursor + len(keys)) % size)
-
-
-def _draw(candidates: Tensor, count: int) -> Tensor:
-    """At most `count` of the candidates, at random: on every device by the CPU's generator, which checkpoints keep."""
-    if len(candidates) <= count:
-        return candidates
-    return candidates[torch.randperm(len(candidates))[:count].to(candidates.device)]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from bevkd_deploy.distill.projectors import Projector
+from bevkd_deploy.distill.projectors import ProjectorKind, build_projector
+
+Weighting = Literal["gaussian", "box_area"]
+
+#: So that a batch without objects and without background weight gives 0, not 0 / 0.
+_LEAST_WEIGHT = 1e-6
 
 
 def standardize(features: Tensor) -> Tensor:
@@ -17,19 +24,53 @@ def standardize(features: Tensor) -> Tensor:
 class FeatureImitationLoss(nn.Module):
     """Half the squared difference of standardised maps, after a student-side projector.
 
-    Standardising removes scale and offset, which differ between networks of different width and carry no meaning.
-    Cells weigh `background` plus the ground truth's Gaussian; the sum is divided by the sum of the weights.
+    Standardising removes scale and offset, which differ between networks of different width and carry no meaning. What
+    a cell weighs is up to `weighting`; the sum is divided by the sum of the weights.
 
-    Source: PKD (arXiv 2207.02039), eq. 4; foreground weighting as in DistillBEV (arXiv 2309.15109).
+    - "gaussian": `background` plus the ground truth's Gaussian.
+    - "box_area": one over the number of cells of the object's outline, so that large objects do not outvote small ones;
+      all cells outside of objects together weigh `background` times as much as all objects together, and alike where
+      there is no object.
+
+    Source: PKD (arXiv 2207.02039), eq. 4; foreground weighting as in DistillBEV (arXiv 2309.15109); the area's weight
+    is FGD's scale mask (arXiv 2111.11837).
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, background: float) -> None:
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        background: float,
+        weighting: Weighting = "gaussian",
+        projector: ProjectorKind = "conv",
+    ) -> None:
         super().__init__()
-        self.projector = Projector(student_channels, teacher_channels)
+        self.projector = build_projector(projector, student_channels, teacher_channels)
         self.background = background
+        self.weighting: Weighting = weighting
 
-    def forward(self, student: Tensor, teacher: Tensor, target_heatmap: Tensor) -> Tensor:
-        """Maps [B, Cs, Y, X], [B, Ct, Y, X] and Gaussians [B, K, Y, X] -> scalar."""
-        difference = (standardize(self.projector(student)) - standardize(teacher)).pow(2).mean(dim=1) / 2
-        weight = self.background + target_heatmap.amax(dim=1)
-        return torch.sum(difference * weight) / weight.sum()
+    def forward(self, student: Tensor, teacher: Tensor, foreground: Tensor) -> Tensor:
+        """Compare two maps.
+
+        Args:
+            student: [B, Cs, Y, X].
+            teacher: [B, Ct, Y, X].
+            foreground: [B, K, Y, X], the Gaussians of the ground truth or, for "box_area",
+                `footprints.inverse_area` [B, 1, Y, X].
+
+        Returns:
+            Scalar; 0 when the projected student is the teacher up to scale and offset of each channel.
+        """
+        with torch.autocast(student.device.type, enabled=False):  # statistics and squares leave half precision
+            projected = standardize(self.projector(student.float()))
+            difference = (projected - standardize(teacher.detach())).pow(2).mean(dim=1) / 2
+            weight = self._weight(foreground.float().amax(dim=1))
+            return torch.sum(difference * weight) / weight.sum().clamp(min=_LEAST_WEIGHT)
+
+    def _weight(self, foreground: Tensor) -> Tensor:
+        """Weight of each cell [B, Y, X]."""
+        if self.weighting == "gaussian":
+            return self.background + foreground
+        ground = (foreground == 0).float()
+        share = self.background * foreground.sum() / ground.sum().clamp(min=1)
+        return torch.where(foreground.any(), foreground + share * ground, ground)

@@ -234,6 +234,62 @@ def test_collate_stacks_in_order(samples: list[Sample], tiny_spec: GraphSpec) ->
         assert same({k: v[row] for k, v in batch["targets"].items()}, frame["targets"])
 
 
+@pytest.mark.parametrize("cache_sensors", [False, True])
+def test_inputs_of_a_network_whose_output_is_known_are_left_out(
+    samples: list[Sample], tiny_spec: GraphSpec, tiny_model_config: MakeConfig, cache_sensors: bool
+) -> None:
+    small = tiny_model_config(camera={"image_size_px": (64, 128)}).graph_spec(tiny_spec.cameras)
+    whole = dataset_of(samples, tiny_spec, small, augmentation=AUGMENTATION)
+    dataset = dataset_of(samples, tiny_spec, small, augmentation=AUGMENTATION, cache_sensors=cache_sensors)
+    known = {1, 5}
+    dataset.leave_out("teacher", known)
+    for position in (1, 2, 5, 6):
+        frame, full = dataset[position], whole[position]
+        assert frame["position"] == position
+        assert set(frame["inputs"]) == ({"student"} if position in known else {"student", "teacher"})
+        for name, inputs in frame["inputs"].items():
+            assert same(inputs, full["inputs"][name])
+        assert same(frame["targets"], full["targets"])
+        assert same(dataset.inputs_of(position, "teacher"), full["inputs"]["teacher"])
+    known.clear()  # in the middle of a run: sensors that were kept do for the other network too
+    assert same(dataset[1]["inputs"]["teacher"], whole[1]["inputs"]["teacher"])
+    batch = collate([dataset[3], dataset[1]])
+    assert batch["position"] == [3, 1]
+
+
+def test_a_network_left_out_costs_no_preprocessing(
+    samples: list[Sample], tiny_spec: GraphSpec, tiny_model_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tiny_model_config(camera={"image_size_px": (64, 128)}).graph_spec(tiny_spec.cameras)
+    dataset = dataset_of(samples, tiny_spec, small)
+    dataset.leave_out("teacher", {0})
+    made: list[str] = []
+    for step in ("images", "pillars", "tables"):
+        done = getattr(Preprocessor, step)
+
+        def note(self: Preprocessor, *args: Any, _step: str = step, _done: Any = done, **named: Any) -> Any:
+            made.append(_step)
+            return _done(self, *args, **named)
+
+        monkeypatch.setattr(Preprocessor, step, note)
+    dataset[0]
+    assert sorted(made) == ["images", "pillars", "tables"]
+    dataset[1]
+    assert sorted(made) == ["images"] * 3 + ["pillars"] * 3 + ["tables"] * 3
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "random"),
+    [(None, False), (AUGMENTATION, True), (AugmentationConfig(image=VIEWS), True), (AugmentationConfig(), False)],
+)
+def test_positions_share_their_content_where_nothing_is_drawn(
+    samples: list[Sample], tiny_spec: GraphSpec, augmentation: AugmentationConfig | None, random: bool
+) -> None:
+    dataset = dataset_of(samples, tiny_spec, augmentation=augmentation)
+    assert dataset.is_random is random
+    assert [dataset.content_of(position) for position in (3, 7)] == ([3, 7] if random else [3, 3])
+
+
 def test_data_sets_of_the_same_frames_share_what_they_read(
     samples: list[Sample], tiny_spec: GraphSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ def test_one_object_off_the_diagonal(tiny_spec: GraphSpec) -> None:
     assert np.argwhere(heatmap == 1).tolist() == [[3, 4, 10]]
     assert heatmap[[0, 1, 2, 4, 5, 6, 7, 8, 9]].max() == 0
     assert made["cell"][0] == 4 * 16 + 10
+    assert made["label"].tolist() == [3] + [-1] * 255
     expected = [0.65, 0.45, -0.7, np.log(4), np.log(2), np.log(1.5), np.sin(2.2), np.cos(2.2), 1.5, -0.5]
     assert made["values"][0] == pytest.approx(expected, abs=1e-6)
     assert made["mask"][0].tolist() == [1.0] * 10
@@ -31,6 +32,7 @@ def test_one_object_off_the_diagonal(tiny_spec: GraphSpec) -> None:
     assert {key: value.dtype.name for key, value in made.items()} == {
         "heatmap": "float32",
         "cell": "int64",
+        "label": "int64",
         "values": "float32",
         "mask": "float32",
     }
@@ -96,9 +98,18 @@ def test_gaussian_radius(size_cells: tuple[float, float], radius: float) -> None
 
 def test_an_empty_frame_has_empty_targets(tiny_spec: GraphSpec) -> None:
     made = targets(tiny_spec, [], [])
+    assert (made.pop("label") == -1).all()
     assert not any(value.any() for value in made.values())
 
 
 def test_more_objects_than_slots_are_cut(tiny_spec: GraphSpec) -> None:
     made = targets(tiny_spec, [BOX] * 300, [1] * 300)
     assert made["mask"][:, 0].sum() == len(made["cell"]) == 256
+
+
+def test_a_gaussian_may_be_lower_than_an_object(tiny_spec: GraphSpec) -> None:
+    stacked, labels = np.array([BOX]), np.array([3])
+    full = center_targets(stacked, labels, tiny_spec, 2)
+    low = center_targets(stacked, labels, tiny_spec, 2, np.array([0.4]))
+    assert low.pop("heatmap") == pytest.approx(0.4 * full.pop("heatmap"))
+    assert all(np.array_equal(low[key], full[key]) for key in full)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 
+from bevkd_deploy.contracts.recipe_distill import ContrastLossConfig
+from bevkd_deploy.distill.losses.cell_sampling import SampledCells
 from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
+from bevkd_deploy.distill.losses.scene import BevScene
 
 #: Four cells in a row; channels with zero mean and unit deviation, so that standardising changes nothing.
 TEACHER = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]]).view(1, 2, 1, 4)
@@ -18,20 +22,19 @@ BACKGROUND = -1
 TEMPERATURE = 0.5
 
 
-def heatmap(*cell_classes: int | None) -> Tensor:
-    """Gaussians [1, 2, 1, X] with a peak of the given class in each cell that has one."""
-    made = torch.zeros(1, 2, 1, len(cell_classes))
-    for cell, number in enumerate(cell_classes):
-        if number is not None:
-            made[0, number, 0, cell] = 1.0
-    return made
+def scene(*classes: int | None, instances: tuple[int, ...] = (0, 1, 2, 3), cell_m: float = 4.0) -> BevScene:
+    """One row of cells, each with the class of an object of its own, or None for clear ground."""
+    class_id = torch.tensor([BACKGROUND if number is None else number for number in classes]).view(1, 1, -1)
+    numbers = torch.tensor(instances[: len(classes)]).view(1, 1, -1)
+    clear = class_id == BACKGROUND
+    return BevScene(torch.where(clear, -1, numbers), class_id, clear, -torch.arange(4.0).view(1, 1, 4), cell_m)
 
 
 def loss_of(**changes: Any) -> DenseContrastLoss:
-    """A loss whose embeddings are the maps themselves."""
-    options: dict[str, Any] = {"embedding_channels": 2, "temperature": TEMPERATURE, "cells_per_sample": 4,
-                               "queue_size": 0, "cell_m": 4.0}  # fmt: skip
-    made = DenseContrastLoss(2, 2, **{**options, **changes})
+    """A loss that takes all four cells and whose embeddings are the maps themselves."""
+    options: dict[str, Any] = {"embedding_channels": 2, "temperature": TEMPERATURE, "cells_per_sample": 16,
+                               "queue_size": 0}  # fmt: skip
+    made = DenseContrastLoss(2, 2, ContrastLossConfig(**{**options, **changes}))
     nn.init.eye_(made.embed.weight)
     nn.init.zeros_(made.embed.bias)
     made.teacher_projection.copy_(torch.eye(2))
@@ -43,104 +46,166 @@ def unit(features: Tensor) -> list[list[float]]:
     return (vectors / vectors.norm(dim=1, keepdim=True)).tolist()
 
 
-def by_hand(allowed: list[list[int]], keys: list[list[float]], order: list[int]) -> float:
-    """Mean of -log softmax at the positive; `allowed` lists the keys that each query of `order` competes over."""
-    queries = unit(STUDENT)
+def by_hand(allowed: dict[int, list[int]], keys: list[list[float]] | None = None) -> float:
+    """Mean of -log softmax at the positive; `allowed` lists the keys that each query competes over."""
+    queries, keys = unit(STUDENT), keys or unit(TEACHER)
     total = 0.0
-    for cell, candidates in zip(order, allowed, strict=True):
+    for cell, candidates in allowed.items():
         scores = {k: math.exp(sum(a * b for a, b in zip(queries[cell], keys[k], strict=True)) / TEMPERATURE)
                   for k in candidates}  # fmt: skip
         total -= math.log(scores[cell] / sum(scores.values()))
-    return total / len(order)
+    return total / len(allowed)
+
+
+#: Classes 0 and 1, then two of background, which are one class and no negatives of each other.
+MIXED = {0: [0, 1, 2, 3], 1: [0, 1, 2, 3], 2: [0, 1, 2], 3: [0, 1, 3]}
 
 
 def test_four_cells_by_hand() -> None:
-    # Classes 0 and 1, then two of background, which are one class and no negatives of each other.
-    expected = by_hand([[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2], [0, 1, 3]], unit(TEACHER), [0, 1, 2, 3])
+    expected = by_hand(MIXED)
     assert expected > 0.3
-    assert loss_of()(STUDENT, TEACHER, heatmap(0, 1, None, None)).item() == pytest.approx(expected, rel=1e-4)
+    assert loss_of()(STUDENT, TEACHER, scene(0, 1, None, None)).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_cells_of_one_class_are_no_negatives() -> None:
-    expected = by_hand([[0, 2, 3], [1, 2, 3], [0, 1, 2], [0, 1, 3]], unit(TEACHER), [0, 1, 2, 3])
-    assert loss_of()(STUDENT, TEACHER, heatmap(1, 1, None, None)).item() == pytest.approx(expected, rel=1e-4)
+    expected = by_hand({0: [0, 2, 3], 1: [1, 2, 3], 2: [0, 1, 2], 3: [0, 1, 3]})
+    assert loss_of()(STUDENT, TEACHER, scene(1, 1, None, None)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_other_objects_of_a_class_are_negatives_where_that_is_asked_for() -> None:
+    """The same object never is, nor is background of background."""
+    loss = loss_of(same_class_negatives=True)
+    two = loss(STUDENT, TEACHER, scene(1, 1, None, None)).item()
+    assert two == pytest.approx(by_hand(MIXED), rel=1e-4)
+    one = loss(STUDENT, TEACHER, scene(1, 1, None, None, instances=(5, 5, 0, 0))).item()
+    assert one == pytest.approx(by_hand({0: [0, 2, 3], 1: [1, 2, 3], 2: [0, 1, 2], 3: [0, 1, 3]}), rel=1e-4)
 
 
 def test_cells_within_two_metres_are_no_negatives() -> None:
     # Cells of 1 m: the neighbour is too near, the cell after it, at 2 m, is not.
-    expected = by_hand([[0, 2, 3], [1, 3], [0, 2], [0, 1, 3]], unit(TEACHER), [0, 1, 2, 3])
-    loss = loss_of(cell_m=1.0)(STUDENT, TEACHER, heatmap(0, 1, None, None))
+    expected = by_hand({0: [0, 2, 3], 1: [1, 3], 2: [0, 2], 3: [0, 1, 3]})
+    loss = loss_of()(STUDENT, TEACHER, scene(0, 1, None, None, cell_m=1.0))
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_distance_counts_rows_and_columns_and_only_within_a_frame() -> None:
-    loss = loss_of(cell_m=1.0)
-    frame = torch.tensor([0, 0, 0, 1, 0])
     # On a map of 7 columns: (0, 2), (1, 2), (1, 6), then (1, 2) of another frame, and (3, 2).
-    cell = torch.tensor([2, 9, 13, 9, 23])
-    classes = torch.tensor([0, 1, 2, 3, 4])
-    alike = loss._too_alike(frame, cell, classes, 7)
+    cells = SampledCells(torch.tensor([0, 0, 0, 1, 0]), torch.tensor([2, 9, 13, 9, 23]), torch.arange(5),
+                         torch.arange(5))  # fmt: skip
+    empty = torch.zeros(2, 4, 7)
+    alike = loss_of()._too_alike(cells, BevScene(empty, empty, empty, empty, cell_m=1.0))
     assert alike.nonzero().tolist() == [[0, 1], [1, 0]]
 
 
-def test_without_any_object_the_loss_is_zero_and_finite() -> None:
+def test_instances_are_of_their_own_frame() -> None:
+    """The same number in another frame is another object."""
+    cells = SampledCells(torch.tensor([0, 0, 1]), torch.tensor([0, 6, 0]), torch.tensor([3, 3, 3]),
+                         torch.tensor([2, 2, 2]))  # fmt: skip
+    empty = torch.zeros(2, 4, 7)
+    alike = loss_of(same_class_negatives=True)._too_alike(cells, BevScene(empty, empty, empty, empty, cell_m=1.0))
+    assert alike.nonzero().tolist() == [[0, 1], [1, 0]]
+
+
+def test_cells_without_negatives_are_left_out_of_the_mean() -> None:
+    """Two cells of 1 m and one at 3 m: all of background's negatives and the first two's are each other's."""
+    expected = by_hand({0: [0, 3], 3: [0, 3]})
+    teaching = scene(0, 0, 0, None, cell_m=1.0)
+    # Cells 1 and 2 are of the class of 0 and within 2 m of 3, so nothing is left to compare them with.
+    loss = loss_of()(STUDENT, TEACHER, BevScene(teaching.instance, teaching.class_id, teaching.clear,
+                                                teaching.hardness, cell_m=0.99))  # fmt: skip
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_negatives_the_loss_is_zero_and_gradients_exist() -> None:
+    """A batch of ground alone: data-parallel training waits for a gradient of every parameter."""
     student = STUDENT.clone().requires_grad_()
-    loss = loss_of()(student, TEACHER, heatmap(None, None, None, None))
+    term = loss_of()
+    loss = term(student, TEACHER, scene(None, None, None, None))
     loss.backward()
     assert loss == 0
-    assert torch.isfinite(student.grad).all()
+    for gradient in (student.grad, term.embed.weight.grad, term.embed.bias.grad):
+        assert gradient is not None and not gradient.any()
+
+
+def test_without_any_cell_the_loss_is_zero_and_gradients_exist() -> None:
+    student = STUDENT.clone().requires_grad_()
+    term = loss_of(queue_size=3)
+    nothing = scene(None, None, None, None)
+    unclear = BevScene(nothing.instance, nothing.class_id, torch.zeros_like(nothing.clear), nothing.hardness, 4.0)
+    loss = term(student, TEACHER, unclear)
+    loss.backward()
+    assert loss == 0
+    assert term.embed.weight.grad is not None and student.grad is not None
+    assert term.cursor == 0
+
+
+def test_ground_alone_learns_from_the_queue() -> None:
+    term = loss_of(queue_size=2)
+    term(STUDENT, TEACHER, scene(0, 1, None, None))
+    student = STUDENT.clone().requires_grad_()
+    loss = term(student, TEACHER, scene(None, None, None, None))
+    loss.backward()
+    assert loss > 0
+    assert student.grad.any()
 
 
 def test_a_frame_that_shows_nothing_new_is_finite() -> None:
     """A constant teacher has no deviation to divide by."""
-    assert torch.isfinite(loss_of()(STUDENT, torch.ones_like(TEACHER), heatmap(0, 1, None, None)))
-    assert torch.isfinite(loss_of()(torch.zeros_like(STUDENT), TEACHER, heatmap(0, 1, None, None)))
+    assert torch.isfinite(loss_of()(STUDENT, torch.ones_like(TEACHER), scene(0, 1, None, None)))
+    assert torch.isfinite(loss_of()(torch.zeros_like(STUDENT), TEACHER, scene(0, 1, None, None)))
 
 
 def test_the_teacher_is_standardised_first() -> None:
     scaled = TEACHER * torch.tensor([30.0, 0.2]).view(1, 2, 1, 1) + 5
-    target = heatmap(0, 1, None, None)
-    assert loss_of()(STUDENT, scaled, target).item() == pytest.approx(
-        loss_of()(STUDENT, TEACHER, target).item(), rel=1e-4
-    )
+    seen = scene(0, 1, None, None)
+    assert loss_of()(STUDENT, scaled, seen).item() == pytest.approx(loss_of()(STUDENT, TEACHER, seen).item(), rel=1e-4)
 
 
 def test_the_queue_fills_wraps_and_remembers_classes() -> None:
     loss = loss_of(queue_size=6)
     keys = torch.tensor(unit(TEACHER))
-    loss(STUDENT, TEACHER, heatmap(0, 1, None, None))
-    assert loss.key_class.tolist() == [0, 1, BACKGROUND, BACKGROUND, -2, -2]
+    loss(STUDENT, TEACHER, scene(0, None, None, None))
+    assert loss.key_class.tolist() == [0, BACKGROUND, BACKGROUND, BACKGROUND, -2, -2]
     assert torch.allclose(loss.keys[:4], keys, atol=1e-5)
     assert not loss.keys[4:].any()
     assert loss.cursor == 4
-    loss(STUDENT, -TEACHER, heatmap(1, None, 0, None))
-    # Objects come first: cells 0, 2, then 1, 3.
-    assert loss.key_class.tolist() == [BACKGROUND, BACKGROUND, BACKGROUND, BACKGROUND, 1, 0]
-    assert torch.allclose(loss.keys[[4, 5, 0, 1]], -keys[[0, 2, 1, 3]], atol=1e-5)
+    loss(STUDENT, -TEACHER, scene(None, None, None, 2))
+    # Objects come first: cell 3, then the ground by hardness.
+    assert loss.key_class.tolist() == [BACKGROUND, BACKGROUND, BACKGROUND, BACKGROUND, 2, BACKGROUND]
+    assert torch.allclose(loss.keys[[4, 5, 0, 1]], -keys[[3, 0, 1, 2]], atol=1e-5)
     assert torch.allclose(loss.keys[2:4], keys[2:], atol=1e-5)
     assert loss.cursor == 2
 
 
 def test_a_batch_larger_than_the_queue_fills_it_once() -> None:
     loss = loss_of(queue_size=3)
-    loss(STUDENT, TEACHER, heatmap(0, 1, None, None))
-    assert loss.key_class.tolist() == [0, 1, BACKGROUND]
+    loss(STUDENT, TEACHER, scene(0, None, None, None))
+    assert loss.key_class.tolist() == [0, BACKGROUND, BACKGROUND]
     assert loss.cursor == 0
 
 
 def test_empty_slots_and_own_class_of_the_queue_are_no_negatives() -> None:
     loss = loss_of(queue_size=6)
-    target = heatmap(0, 1, None, None)
-    first = loss(STUDENT, TEACHER, target).item()
-    assert first == pytest.approx(loss_of()(STUDENT, TEACHER, target).item(), rel=1e-5)
-    keys = [*unit(TEACHER), *unit(TEACHER)]  # 4 and 5 of classes 0 and 1, then 6 and 7 of background
-    allowed = [[0, 1, 2, 3, 5, 6, 7], [0, 1, 2, 3, 4, 6, 7], [0, 1, 2, 4, 5], [0, 1, 3, 4, 5]]
-    assert loss(STUDENT, TEACHER, target).item() == pytest.approx(by_hand(allowed, keys, [0, 1, 2, 3]), rel=1e-4)
+    seen = scene(0, None, None, None)
+    first = loss(STUDENT, TEACHER, seen).item()
+    assert first == pytest.approx(loss_of()(STUDENT, TEACHER, seen).item(), rel=1e-5)
+    keys = [*unit(TEACHER), *unit(TEACHER)]  # 4 of class 0, then 5, 6 and 7 of background
+    allowed = {0: [0, 1, 2, 3, 5, 6, 7], 1: [0, 1, 4], 2: [0, 2, 4], 3: [0, 3, 4]}
+    assert loss(STUDENT, TEACHER, seen).item() == pytest.approx(by_hand(allowed, keys), rel=1e-4)
+
+
+def test_the_queue_lends_its_own_class_where_that_is_asked_for() -> None:
+    loss = loss_of(queue_size=6, same_class_negatives=True)
+    seen = scene(0, None, None, None)
+    loss(STUDENT, TEACHER, seen)
+    keys = [*unit(TEACHER), *unit(TEACHER)]
+    allowed = {0: [0, 1, 2, 3, 4, 5, 6, 7], 1: [0, 1, 4], 2: [0, 2, 4], 3: [0, 3, 4]}
+    assert loss(STUDENT, TEACHER, seen).item() == pytest.approx(by_hand(allowed, keys), rel=1e-4)
 
 
 def test_evaluation_leaves_the_queue_alone() -> None:
     loss = loss_of(queue_size=6).eval()
-    loss(STUDENT, TEACHER, heatmap(0, 1, None, None))
+    loss(STUDENT, TEACHER, scene(0, 1, None, None))
     assert loss.cursor == 0
     assert not loss.keys.any()
 
@@ -149,38 +214,51 @@ def test_gradients_reach_the_student_side_alone() -> None:
     """In training mode, where the queue changes between forward and backward."""
     loss = loss_of(queue_size=6)
     student, teacher = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
-    loss(student, teacher, heatmap(0, 1, None, None))
-    loss(student, teacher, heatmap(0, 1, None, None)).backward()
+    loss(student, teacher, scene(0, 1, None, None))
+    loss(student, teacher, scene(0, 1, None, None)).backward()
     assert student.grad.any()
     assert loss.embed.weight.grad.any()
     assert teacher.grad is None
     assert [name for name, _ in loss.named_parameters()] == ["embed.weight", "embed.bias"]
 
 
-def test_three_quarters_of_the_samples_are_objects_where_there_are_enough() -> None:
-    torch.manual_seed(0)
-    target = torch.zeros(2, 3, 8, 8)
-    target[0, 2, :4] = 0.31  # 32 object cells of class 2, 32 of ground at the threshold or below
-    target[0, 1, 4:] = 0.3
-    target[1, 0, 0, :2] = 1.0  # two object cells only
-    frame, cell, classes = loss_of(cells_per_sample=16)._sample_cells(target)
-    assert [int((frame == number).sum()) for number in (0, 1)] == [16, 16]
-    assert sorted(classes[frame == 0].tolist()) == [BACKGROUND] * 4 + [2] * 12
-    assert (cell[(frame == 0) & (classes == 2)] < 32).all()
-    assert (cell[(frame == 0) & (classes == BACKGROUND)] >= 32).all()
-    assert sorted(classes[frame == 1].tolist()) == [BACKGROUND] * 14 + [0] * 2
-    for number in (0, 1):
-        assert len(set(cell[frame == number].tolist())) == 16
-    torch.manual_seed(0)
-    again = loss_of(cells_per_sample=16)._sample_cells(target)
-    assert torch.equal(again[1], cell)
+def test_maps_of_other_cells_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"same cells, got \[1, 2, 1, 3\], \[1, 2, 1, 4\] and \[1, 1, 4\]"):
+        loss_of()(STUDENT[..., :3], TEACHER, scene(0, 1, None, None))
 
 
 def test_the_teacher_embedding_is_orthogonal_and_fixed() -> None:
-    made = DenseContrastLoss(3, 8, embedding_channels=5, temperature=0.1, cells_per_sample=4, queue_size=2, cell_m=1.0)
+    made = DenseContrastLoss(3, 8, ContrastLossConfig(embedding_channels=5, queue_size=2))
     assert torch.allclose(made.teacher_projection.T @ made.teacher_projection, torch.eye(5), atol=1e-5)
     assert set(made.state_dict()) >= {"teacher_projection", "keys", "key_class", "cursor"}
-    narrow = DenseContrastLoss(
-        3, 4, embedding_channels=9, temperature=0.1, cells_per_sample=4, queue_size=2, cell_m=1.0
-    )
+    narrow = DenseContrastLoss(3, 4, ContrastLossConfig(embedding_channels=9, queue_size=2))
     assert narrow.keys.shape == (2, 4)
+
+
+def _one_of_two(rank: int, folder: Path) -> None:
+    """Two training steps; process 1 has ground alone in the first one."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    sign = 1 - 2 * rank
+    term = loss_of(queue_size=9)
+    first = term(STUDENT, sign * TEACHER, scene(0, None, None, None) if rank == 0 else scene(None, None, None, None))
+    second = term(STUDENT, sign * TEACHER, scene(2, 0, None, None) if rank == 0 else scene(0, None, None, 5))
+    torch.save({"losses": [first.item(), second.item()], **term.state_dict()}, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_keys_of_other_processes_are_negatives_and_every_process_queues_them(tmp_path: Path) -> None:
+    multiprocessing.spawn(_one_of_two, (tmp_path,), nprocs=2)
+    zero, one = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    mine, theirs = unit(TEACHER), unit(-TEACHER)
+    # Process 0: its object has the ground of both as negatives; its ground has the object.
+    allowed = {0: [0, 1, 2, 3, 4, 5, 6, 7], 1: [0, 1], 2: [0, 2], 3: [0, 3]}
+    assert zero["losses"][0] == pytest.approx(by_hand(allowed, [*mine, *theirs]), rel=1e-4)
+    # Process 1: four cells of ground, whose negative is the object of process 0, key 4 here.
+    allowed = {cell: [cell, 4] for cell in range(4)}
+    assert one["losses"][0] == pytest.approx(by_hand(allowed, [*theirs, *mine]), rel=1e-4)
+    for name in ("keys", "key_class", "cursor"):
+        assert torch.equal(zero[name], one[name])
+    # Sixteen keys were queued in rank order into nine slots, objects of a process first; the first step filled 0 to 7.
+    assert zero["cursor"] == 16 % 9
+    assert sorted(zero["key_class"].tolist()) == sorted([2, 0, -1, -1, 0, 5, -1, -1, -1])
+    assert zero["key_class"][8] in (2, 0)

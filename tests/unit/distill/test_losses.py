@@ -76,8 +76,29 @@ def test_attention_ignores_scale_and_channel_count_and_averages_the_batch() -> N
     other = torch.randn(3, 2, 5, 6)
     single = [attention_transfer_loss(features[i : i + 1], other[i : i + 1]) for i in range(3)]
     assert attention_transfer_loss(features, other).item() == pytest.approx(sum(single).item() / 3)
-    with pytest.raises(ValueError, match=r"same cells, got \[3, 4, 5, 6\] and \[3, 2, 4, 6\]"):
+    with pytest.raises(ValueError, match=r"same cells, got \[5, 6\], \[4, 6\]"):
         attention_transfer_loss(features, other[:, :, :4])
+
+
+def test_attention_on_objects_by_hand() -> None:
+    """Energies 4 and 1, weights 1 and 0.5 + 0.1 against energies 1 and 1."""
+    student, teacher = torch.tensor([[[[2.0, 1.0]]]]), torch.ones(1, 1, 1, 2)
+    gaussians = torch.tensor([0.9, 0.5, 0.2, 0.1]).view(1, 2, 1, 2)
+    weights = (0.9 + 0.1, 0.5 + 0.1)
+    norms = math.hypot(4 * weights[0], weights[1]), math.hypot(*weights)
+    expected = (4 * weights[0] / norms[0] - weights[0] / norms[1]) ** 2
+    expected += (weights[1] / norms[0] - weights[1] / norms[1]) ** 2
+    assert attention_transfer_loss(student, teacher, gaussians, background=0.1).item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"same cells, got \[1, 2\], \[1, 2\], \[1, 1\]"):
+        attention_transfer_loss(student, teacher, gaussians[..., :1])
+
+
+def test_attention_on_objects_without_objects_is_zero() -> None:
+    student = torch.randn(2, 3, 4, 5, requires_grad=True)
+    loss = attention_transfer_loss(student, torch.randn(2, 3, 4, 5), torch.zeros(2, 1, 4, 5))
+    loss.backward()
+    assert loss == 0
+    assert not student.grad.any()
 
 
 def test_standardised_channels_have_no_mean_and_unit_deviation() -> None:
@@ -121,3 +142,27 @@ def test_feature_loss_teaches_student_and_projector_but_not_the_teacher() -> Non
     assert student.grad.any()
     assert loss.projector.conv.weight.grad.any()
     assert not teacher.requires_grad
+
+
+def test_feature_loss_with_objects_weighed_by_their_area() -> None:
+    """An object of two cells, one of one cell, three cells of ground; the third and the fourth cell differ, by 2."""
+    student = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]).view(1, 1, 2, 3).repeat(1, 2, 1, 1)
+    teacher = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0]).view(1, 1, 2, 3).repeat(1, 2, 1, 1)
+    area = torch.tensor([0.0, 0.5, 0.5, 1.0, 0.0, 0.0]).view(1, 1, 2, 3)
+    loss = FeatureImitationLoss(2, 2, 0.3, "box_area")
+    nn.init.eye_(loss.projector.conv.weight.data.view(2, 2))
+    # Ground weighs 0.3 * 2 objects in all.
+    expected = 2 * (0.5 + 1.0) / (2 + 0.3 * 2)
+    assert loss(student, teacher, area).item() == pytest.approx(expected, rel=1e-4)
+    # The ground cell that differs weighs a third of all ground; without objects all six cells weigh the same.
+    moved = torch.tensor([0.0, 0.5, 0.5, 0.0, 0.0, 1.0]).view(1, 1, 2, 3)
+    assert loss(student, teacher, moved).item() == pytest.approx(2 * (0.5 + 0.2) / 2.6, rel=1e-4)
+    assert loss(student, teacher, torch.zeros(1, 1, 2, 3)).item() == pytest.approx(2 * 2 / 6, rel=1e-4)
+
+
+def test_feature_loss_of_objects_alone_is_zero_where_there_are_none() -> None:
+    student = torch.randn(1, 2, 3, 4, requires_grad=True)
+    loss = identity_loss(0.0)(student, torch.randn(1, 2, 3, 4), torch.zeros(1, 5, 3, 4))
+    loss.backward()
+    assert loss == 0
+    assert not student.grad.any()

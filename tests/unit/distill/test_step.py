@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bevkd_deploy.contracts.classes import CLASS_NAMES
-from bevkd_deploy.contracts.errors import DataError, DeadTermError
+from bevkd_deploy.contracts.errors import DeadTermError, UsageError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import (
@@ -22,11 +22,13 @@ from bevkd_deploy.contracts.recipe_distill import (
     HeatmapLossConfig,
 )
 from bevkd_deploy.data.dataset import FrameDataset, collate
-from bevkd_deploy.distill.step import DistillationStep, TrainingStep, class_order, tap_shapes
-from bevkd_deploy.distill.terms import tap_pairs
+from bevkd_deploy.distill.alignment import class_order
+from bevkd_deploy.distill.step import DistillationStep, TrainingStep
+from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
 from bevkd_deploy.distill.weighting import gradient_norms
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.pipelines.export import synthetic_feed
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 MakeConfig = Callable[..., ModelConfig]
@@ -56,10 +58,15 @@ def step(teacher: FrozenTeacher, tiny_model_config: MakeConfig, tiny_spec: Graph
 
 
 def step_of(teacher: FrozenTeacher, student: ModelConfig, spec: GraphSpec, config: DistillConfig) -> DistillationStep:
+    detector = build_detector(student, spec, 0)
+    networks = TappedNetwork.student(detector, noise(spec)), TappedNetwork.teacher(teacher, noise(teacher.spec))
+    taps = report_taps(*networks, config)
     torch.manual_seed(0)
-    width = {"student": student.bev.fused_channels, "teacher": teacher.model.pts_neck.out_channels // 2}
-    channels = {role: {"pts_neck": 2 * size, "pts_backbone[0]": size} for role, size in width.items()}
-    return DistillationStep(build_detector(student, spec, 0), teacher, config, channels)
+    return DistillationStep(detector, teacher, config, taps)
+
+
+def noise(spec: GraphSpec) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array)[None] for name, array in synthetic_feed(spec, 0).items()}
 
 
 def snapshot(tensors: Any) -> list[Tensor]:
@@ -176,7 +183,7 @@ def test_classes_are_matched_by_name(
 
 def test_class_order() -> None:
     assert class_order(("bus", "car", "truck"), ("car", "truck")) == [1, 2]
-    with pytest.raises(DataError, match=r"does not know classes \['barrier'\]; it knows \['bus', 'car'\]"):
+    with pytest.raises(UsageError, match=r"does not know classes \['barrier'\]; it knows \['bus', 'car'\]"):
         class_order(("bus", "car"), ("car", "barrier"))
 
 
@@ -202,25 +209,6 @@ def test_a_teacher_of_another_grid_teaches_in_metres(
     beyond["targets"]["heatmap"][..., :12] = 0
     beyond["targets"]["heatmap"][:, 0, 5, 14] = 1.0  # objects only where the teacher sees nothing
     assert step(beyond, 1.0).weighted["heatmap_kd_loss"] < 1e-6
-
-
-def test_tap_shapes_trains_nothing(tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]) -> None:
-    model = build_detector(tiny_model_config(), tiny_spec, 0).train()
-    before = snapshot(model.state_dict().values())
-    shapes = tap_shapes(model, batch["inputs"]["student"], ["pts_neck", "pts_backbone[1]", "bbox_head[heatmap]"])
-    assert shapes == {
-        "pts_neck": (2, 16, 12, 16),
-        "pts_backbone[1]": (2, 8, 6, 8),
-        "bbox_head[heatmap]": (2, 10, 12, 16),
-    }
-    assert model.training
-    assert unchanged(before, model.state_dict().values())
-
-
-def test_pairs_are_the_enabled_terms() -> None:
-    assert list(tap_pairs(all_losses())) == ["feature", "attention", "contrast"]
-    only = DistillConfig(losses=DistillLosses(contrast=ContrastLossConfig()))
-    assert list(tap_pairs(only)) == ["contrast"]
 
 
 def test_training_alone_has_the_detection_terms(

@@ -23,6 +23,79 @@ def zeros(spec: GraphSpec) -> dict[str, Tensor]:
     return {t.name: torch.zeros((1, *t.shape), dtype=getattr(torch, t.dtype)) for t in spec.inputs()}
 
 
+class DropPath(nn.Module):
+    """Drops whole samples in training mode, as Swin's does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * (torch.rand(len(x), 1) > 0.2) / 0.8
+
+
+class Unsteady(nn.Module):
+    """Everything that makes a network give another answer, or change, when it runs in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Sequential(DropPath(), nn.Linear(8, 3))
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"heatmap": self.layers(x)}
+
+
+class Student(nn.Module):
+    """Learns from a teacher that it holds as an attribute."""
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        super().__init__()
+        self.detector = Unsteady()
+        self.teacher = teacher
+
+    def forward(self, x: Tensor) -> Tensor:
+        wanted = self.teacher({"x": x})["heatmap"]
+        return ((self.detector(x)["heatmap"] - wanted) ** 2).mean() + wanted.sum() * 0
+
+
+def test_training_leaves_no_trace_on_it(tiny_spec: GraphSpec) -> None:
+    torch.manual_seed(0)
+    model = Unsteady()
+    model(torch.randn(16, 6))  # the batch norm has seen something
+    teacher = FrozenTeacher(model.train(), tiny_spec)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert {"layers.1.running_mean", "layers.1.num_batches_tracked"} <= before.keys()
+    x = torch.randn(16, 6)
+    answer = teacher({"x": x})["heatmap"]
+    student = Student(teacher)
+    optimizer = torch.optim.AdamW(student.parameters(), 0.01, weight_decay=0.1)
+    for _ in range(5):
+        student.train()
+        optimizer.zero_grad()
+        student(x).backward()
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(teacher({"x": x})["heatmap"], answer)
+    assert not any(name.startswith("teacher") for name in student.state_dict())
+    assert len(optimizer.param_groups[0]["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("outer", [False, True])
+@pytest.mark.parametrize(("precision", "inside"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_its_precision_is_its_own(tiny_spec: GraphSpec, precision: str, inside: torch.dtype, outer: bool) -> None:
+    """Whatever the student trains in; its maps are float32 either way."""
+    model = Unsteady()
+    seen: list[torch.dtype] = []
+    model.layers[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    teacher = FrozenTeacher(model, tiny_spec, precision)
+    with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+        maps = teacher({"x": torch.randn(4, 6)})
+        assert torch.is_autocast_enabled("cpu") is outer
+    assert seen == [inside]
+    assert maps["heatmap"].dtype == torch.float32
+
+
 def test_it_is_in_evaluation_mode_and_stays_there(teacher: FrozenTeacher, tiny_spec: GraphSpec) -> None:
     def training() -> set[bool]:
         return {module.training for module in teacher.model.modules()}
