@@ -65,7 +65,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     script = Path(__file__).with_name("two_process_runs.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", script, folder], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "error", script, folder], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("whole", "0", "1")}
