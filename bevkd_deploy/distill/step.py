@@ -121,6 +121,8 @@ class DistillationStep(nn.Module):
             DeadTermError: a term does not reach the student.
         """
         on = [name for name in self.terms if progress.stage.has_term(name)]
+        if not on and self.labels is None:  # a student that only inherits, or a stage without a teacher
+            return StepLosses(detection_losses(self.detector(**batch["inputs"]["student"]), batch["targets"]))
         view, truth = self._view(batch, on)
         detection = detection_losses(view.student_maps, truth)
         raw = {name: self.terms[name](view) for name in on}

@@ -141,3 +141,9 @@ def test_labels_of_the_teacher_reach_the_detection_loss_alone(make_step: MakeSte
     with_labels = step(batch, END)
     assert with_labels.weighted["heatmap_loss"] != plain.weighted["heatmap_loss"]
     assert with_labels.raw["heatmap"] == plain.raw["heatmap"]
+
+
+def test_the_teacher_does_not_run_where_nothing_asks_for_it(make_step: MakeStep, batch: dict[str, Any]) -> None:
+    step = make_step({"inherit": {}})
+    without = {**batch, "inputs": {"student": batch["inputs"]["student"]}}
+    assert set(step(without, END).weighted) == {"heatmap_loss", "box_loss"}
