@@ -23,8 +23,11 @@ class TermWeight(Section):
     @model_validator(mode="before")
     @classmethod
     def _number(cls, given: Any) -> Any:
-        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-        return {"fixed": given} if is_number else given
+        if isinstance(given, (int, float)) and not isinstance(given, bool):
+            return {"fixed": given}
+        if not isinstance(given, (dict, TermWeight)):
+            raise ValueError(f"must be a number or {{auto: RATIO}}, got {given!r}")
+        return given
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TermWeight:
