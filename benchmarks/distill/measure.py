@@ -4,8 +4,9 @@ python benchmarks/distill/measure.py FOLDER
 python benchmarks/distill/measure.py FOLDER --sizes quickstart --rounds 30
 
 Everything runs on one thread of a CPU, in turn within each round, in the recipe's precision, on the same batch. A step
-is forward, backward, clipping and AdamW. Ratios are taken within a round; the middle one counts. Worlds and cached maps
-go into FOLDER. Writes results.json beside this file; sizes that are not measured keep their figures.
+is forward, backward, clipping and AdamW. Times are the process's CPU seconds, so that other work on the machine counts
+less. Ratios are taken within a round; the middle one counts. Worlds and cached maps go into FOLDER. Writes results.json
+beside this file; sizes that are not measured keep their figures.
 """
 
 from __future__ import annotations
@@ -133,14 +134,14 @@ def optimisation(step: nn.Module, recipe: Recipe, batch: dict[str, Any]) -> Run:
 
 
 def in_turn(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round; two rounds before them do not count. Every second round runs backwards."""
+    """CPU seconds of each run in each round; two rounds before them do not count. Every second round runs backwards."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(-2, rounds):
         for name in list(runs) if number % 2 else reversed(runs):
-            start = time.perf_counter()
+            start = time.process_time()
             runs[name]()
             if number >= 0:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
     return times
 
 
@@ -168,16 +169,18 @@ def ratios(times: dict[str, list[float]], log_gradients_every: int) -> dict[str,
 
 
 def frame_times(frames: FrameDataset, store: MapStore, rounds: int) -> dict[str, Any]:
-    """Milliseconds to prepare a frame for both networks, and where the teacher's maps are known."""
+    """CPU milliseconds to prepare a frame for both networks, and where the teacher's maps are known."""
     known = frames.content_of(0)
     assert known in store
     times: dict[str, list[float]] = {"both_networks": [], "teacher_left_out": []}
-    for _ in range(rounds):
-        for name, left_out in (("both_networks", ()), ("teacher_left_out", store)):
+    for number in range(-2, rounds):
+        both = [("both_networks", ()), ("teacher_left_out", store)]
+        for name, left_out in both if number % 2 else reversed(both):
             frames.leave_out("teacher", left_out)
-            start = time.perf_counter()
+            start = time.process_time()
             frames[0]
-            times[name].append(1000 * (time.perf_counter() - start))
+            if number >= 0:
+                times[name].append(1000 * (time.process_time() - start))
     frames.leave_out("teacher", ())
     return {name: summary(values) for name, values in times.items()}
 
