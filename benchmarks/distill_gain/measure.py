@@ -35,7 +35,7 @@ from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.accuracy import sensors_of, spread
 from bevkd_deploy.pipelines.datasets import prepare_data, read_split
-from bevkd_deploy.pipelines.distill import distillation_step, start_student
+from bevkd_deploy.pipelines.distill import distillation_step, start_student, tap_report
 from bevkd_deploy.pipelines.teacher_cache import frozen_teacher
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 from bevkd_deploy.pipelines.train import train
@@ -75,14 +75,13 @@ class Lane:
 
     def run(self, name: str, arm: dict[str, Any] | None, seed: int) -> dict[str, Any]:
         """Train and evaluate one student; its figures stand in `result.json` too."""
-        folder = self.folder / f"{name}-{seed}"
-        result_file = folder / "result.json"
         loaded = recipe_of(arm, seed)
-        key = job_key(recipe=loaded.digest, arm=name)
+        key = job_key(recipe=loaded.digest, distill=arm is not None)
+        folder = self.folder / f"run-{key[:12]}"  # by what it is: studies share the runs that they have in common
+        result_file = folder / "result.json"
         if result_file.is_file():
             kept: dict[str, Any] = read_json(result_file, "result")
-            if kept["key"] == key:
-                return kept
+            return kept
         recipe, quiet = loaded.recipe, Console(file=io.StringIO())
         root = prepare_data(recipe, quiet)
         specs = {"student": recipe.student_spec()}
@@ -98,12 +97,13 @@ class Lane:
         else:
             teacher = load_teacher(self.folder, loaded)
             student, _ = start_student(recipe, teacher)
-            step = distillation_step(recipe, student, frozen_teacher(recipe, teacher), dataset)
+            step = distillation_step(recipe, student, frozen_teacher(recipe, teacher), tap_report(recipe, dataset))
         job = TrainingJob(name, folder, key, "student", recipe.student.model, recipe.student.train, seed)
         val = read_split(recipe, root, "val", quiet)
         summary = run_training(job, step, student, dataset, val, resume=False, console=quiet)
         result = {
-            "key": key,
+            "arm": name,
+            "seed": seed,
             "mAP": summary["present"]["mean_ap"],
             "NDS": summary["present"]["nd_score"],
             "per_class": summary["mean_dist_aps"],

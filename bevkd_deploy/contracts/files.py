@@ -58,6 +58,16 @@ def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
     return path
 
 
+def remove_leftovers(path: Path | str) -> None:
+    """Remove the temporary files that processes killed inside `write_atomic(path, ...)` have left behind.
+
+    Only for a file that nobody writes at this moment.
+    """
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.name}.*{path.suffix}"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path | str, text: str) -> Path:
     """Atomic text write."""
 

@@ -15,6 +15,7 @@ from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_distill import DistillConfig
 from bevkd_deploy.contracts.recipe_section import Fraction, Positive, Section
 from bevkd_deploy.contracts.recipe_training import TrainConfig
+from bevkd_deploy.contracts.suggest import did_you_mean
 from bevkd_deploy.contracts.target import known_target
 
 RECIPE_SCHEMA = "bevkd.recipe/1"
@@ -235,6 +236,9 @@ class TeacherConfig(Section):
     def _comes_from_somewhere(self) -> TeacherConfig:
         if self.checkpoint is None and self.train is None:
             raise ValueError("teacher needs a 'checkpoint' to load or a 'train' section to make one")
+        for number, stage in enumerate(self.train.stages if self.train else (), start=1):
+            if stage.losses is not None:
+                raise ValueError(f"stage {number} has 'losses', but no distillation term trains a teacher")
         return self
 
 
@@ -322,7 +326,19 @@ class Recipe(Section):
                 f"teacher.cache keeps the teacher's head maps, but {', '.join(live)} read{'s'[len(live) > 1 :]} "
                 "features inside it, which takes the live teacher: remove teacher.cache, or these losses"
             )
+        self._check_stage_losses()
         return self
+
+    def _check_stage_losses(self) -> None:
+        """A stage can only switch terms that the recipe has."""
+        terms = list(self.distill.losses.enabled())
+        for number, stage in enumerate(self.student.train.stages, start=1):
+            for name in stage.losses or ():
+                if name not in terms:
+                    raise ValueError(
+                        f"student.train.stages: stage {number} switches on {name!r}, which is not in distill.losses."
+                        f"{did_you_mean(name, terms)} There: {', '.join(terms) or 'nothing'}"
+                    )
 
     def student_spec(self) -> GraphSpec:
         """Graph contract of the student."""

@@ -82,17 +82,56 @@ class BoxLossConfig(TermConfig):
     )
 
 
-class TapLossConfig(TermConfig):
-    """A loss between one student tap and one teacher tap, by dotted module path."""
+class TapLayoutConfig(Section):
+    """What a tapped BEV map covers, where that is not its network's whole range in yx order."""
 
-    student: str = "pts_neck"
-    teacher: str = "pts_neck"
+    x_range_m: tuple[float, float] | None = Field(None, description="absent: the range of the network")
+    y_range_m: tuple[float, float] | None = Field(None, description="absent: the range of the network")
+    cell_m: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="checked against the map; absent: range / size of the map"
+    )
+    axis_order: Literal["yx", "xy"] | None = Field(
+        None, description="xy for maps drawn [B, C, X, Y]; absent: the network's order"
+    )
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> TapLayoutConfig:
+        for name in ("x_range_m", "y_range_m"):
+            limits = getattr(self, name)
+            if limits is not None and not limits[0] < limits[1]:
+                raise ValueError(f"{name} must be (min, max), got {list(limits)}")
+        return self
+
+
+class TapLossConfig(TermConfig):
+    """A loss between student taps and teacher taps, by dotted module path."""
+
+    student: str = Field("pts_neck", description="a tap (see Distillation), such as pts_neck or pts_backbone.blocks.*")
+    teacher: str = Field("pts_neck", description="a tap of the teacher")
+    count: Positive | None = Field(
+        None,
+        description="modules that each of the two patterns matches; they are paired in order, their losses summed",
+    )
+    space: Literal["bev", "image"] = Field(
+        "bev", description="image: both taps are maps of the camera branch, of one size, compared pixel by pixel"
+    )
+    student_layout: TapLayoutConfig | None = None
+    teacher_layout: TapLayoutConfig | None = None
+
+    @model_validator(mode="after")
+    def _image_maps_have_no_layout(self) -> TapLossConfig:
+        if self.space == "image" and (self.student_layout or self.teacher_layout):
+            raise ValueError("'space: image' compares pixels: student_layout and teacher_layout have no meaning there")
+        return self
 
 
 class FeatureLossConfig(TapLossConfig):
     """Channel-standardised feature imitation (PKD) with foreground weighting."""
 
     weight: TermWeight = fixed_weight(2.0)
+    projector: Literal["conv", "mlp", "linear"] = Field(
+        "conv", description="student side: 1x1 convolution and norm, two of them with ReLU, or a plain linear map"
+    )
     background: Weight = Field(
         0.1,
         description="weight of a cell without an object; with box_area, of all such cells relative to all objects",
@@ -115,6 +154,8 @@ class ContrastLossConfig(TapLossConfig):
     """Dense BEV contrast (CRD over cells, with a queue of teacher keys)."""
 
     weight: TermWeight = fixed_weight(0.2)
+    space: Literal["bev"] = Field("bev", description="cells are told apart by what stands in them")
+    projector: Literal["linear", "mlp"] = Field("linear", description="embedding of the student's cells")
     temperature: Annotated[float, Field(gt=0)] = 0.07
     embedding_channels: Positive = 128
     cells_per_sample: Positive = Field(
@@ -131,7 +172,7 @@ class PairLossConfig(TapLossConfig):
     """A classic loss between two taps, with the settings of RepDistiller; the weight has no default."""
 
     loss: Literal[
-        "hint", "attention", "similarity", "variational", "neuron_selectivity", "singular_vector",
+        "hint", "attention", "similarity", "variational", "neuron_selectivity",
         "correlation", "relational", "probabilistic", "info_nce", "nt_xent",
     ] = Field(description="the last five compare one vector a frame: the mean over cells")  # fmt: skip
 
@@ -162,9 +203,12 @@ class DistillLosses(Section):
 
 
 class LabelsConfig(Section):
-    """The teacher's boxes as further labels, where the ground truth has no object of their class within 2 m."""
+    """The teacher's boxes as further labels, where the ground truth has no such object within 2 m."""
 
     min_score: Fraction = Field(0.25, description="score that a box has at least")
+    match: Literal["class", "any"] = Field(
+        "class", description="a box is no label within 2 m of an object of its class, or of any object"
+    )
     peaks: Literal["full", "score"] = Field(
         "full", description="full: an object's heatmap peak; score: a peak of this height, which is not punished only"
     )

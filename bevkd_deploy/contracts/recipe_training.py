@@ -1,4 +1,4 @@
-"""The training section of a recipe: optimisation, resampling and augmentation."""
+"""The training section of a recipe: optimisation, stages, resampling and augmentation."""
 
 from __future__ import annotations
 
@@ -112,17 +112,48 @@ class AugmentationConfig(Section):
         return self.image is None or self.image.is_off
 
 
-class TrainConfig(Section):
-    """Optimisation of one model (AdamW, one-cycle)."""
+Schedule = Literal["one_cycle", "cosine"]
+Rate = Annotated[float, Field(gt=0)]
+_WARMUP = Annotated[float, Field(gt=0, lt=1)]
+
+
+class StageConfig(Section):
+    """One part of a training. A key that is absent here is the training section's."""
 
     epochs: Positive
-    batch_size: Positive = 2
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    losses: tuple[str, ...] | None = Field(
+        None, description="distillation terms that are on, by their key in distill.losses; absent: all; []: none"
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description="globs of module names of the network (img_backbone, pts_*): neither trained nor updated"
+    )
+    learning_rate: Rate | None = None
+    schedule: Schedule | None = None
+    warmup_fraction: _WARMUP | None = Field(None, description="of the stage")
+
+
+class TrainConfig(Section):
+    """Optimisation of one model (AdamW)."""
+
+    epochs: Positive
+    batch_size: Positive = Field(2, description="frames of one forward pass, over all processes together")
+    accumulate: Positive = Field(1, description="forward passes whose mean gradient makes one step")
+    learning_rate: Rate = 2e-3
+    schedule: Schedule = Field(
+        "one_cycle", description="one_cycle also moves AdamW's first beta; cosine: linear warm-up, then to zero"
+    )
+    warmup_fraction: _WARMUP = 0.2
     weight_decay: Weight = 0.01
-    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    decay_norms: bool = Field(True, description="weight decay also for norms and biases")
     max_grad_norm: Annotated[float, Field(gt=0)] = 10.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    workers: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass, by autocast; weights stay fp32, fp16 comes with a loss scale"
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="evaluate and save a moving average of the weights, 0.999 say; absent: the weights themselves"
+    )
+    stages: tuple[StageConfig, ...] = Field((), description="parts of the training, one after another; empty: one part")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that prepare frames, per training process")
     cache_sensors: bool = Field(
         False, description="keep points and resized images in memory; raw images where augmentation.image is on"
     )
@@ -133,3 +164,11 @@ class TrainConfig(Section):
         False, description="CBGS: a pass draws frames so that each class is drawn for equally often"
     )
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @model_validator(mode="after")
+    def _stages_add_up(self) -> TrainConfig:
+        lengths = [stage.epochs for stage in self.stages]
+        if lengths and sum(lengths) != self.epochs:
+            words = " + ".join(map(str, lengths))
+            raise ValueError(f"stages last {words} = {sum(lengths)} epochs, epochs says {self.epochs}: make them equal")
+        return self

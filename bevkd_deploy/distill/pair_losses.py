@@ -12,7 +12,6 @@ from bevkd_deploy.distill.losses.classic import (
     ProbabilisticTransferLoss,
     RelationalLoss,
     SimilarityPreservingLoss,
-    SingularVectorLoss,
     VariationalInformationLoss,
 )
 from bevkd_deploy.distill.losses.info_nce import InfoNCELoss
@@ -74,8 +73,6 @@ def build_pair_loss(name: str, student_channels: int, teacher_channels: int) -> 
             return VariationalInformationLoss(student_channels, teacher_channels, teacher_channels)
         case "neuron_selectivity":
             return NeuronSelectivityLoss()
-        case "singular_vector":
-            return SingularVectorLoss()
         case "correlation":
             embeddings = [nn.Linear(width, _EMBEDDING_CHANNELS) for width in widths]
             return VectorLoss(CorrelationCongruenceLoss(), *embeddings)

@@ -8,16 +8,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.recipe_distill import DistillConfig
-from bevkd_deploy.distill.alignment import BevLayout, align
+from bevkd_deploy.distill.alignment import BevLayout, align, class_order
 from bevkd_deploy.distill.losses.boxes import require_same_grid
+from bevkd_deploy.distill.processes import mean_over_processes
+from bevkd_deploy.distill.progress import Progress, Stage
+from bevkd_deploy.distill.tap_report import TapReport
 from bevkd_deploy.distill.taps import Taps
 from bevkd_deploy.distill.teacher_labels import TeacherLabels, decode_boxes
-from bevkd_deploy.distill.terms import Channels, StepView, build_terms, tap_pairs
+from bevkd_deploy.distill.terms import StepView, build_terms
 from bevkd_deploy.distill.weighting import TermWeights, gradient_norms
 from bevkd_deploy.geometry.grid import BevGrid
-from bevkd_deploy.models.detection_loss import detection_losses
+from bevkd_deploy.models.detection_loss import detection_losses, object_counts
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.teachers.frozen import Teacher
 
@@ -53,7 +55,10 @@ class TrainingStep(nn.Module):
         self.detector = detector
         self.name = name
 
-    def forward(self, batch: Batch, progress: float) -> StepLosses:
+    def begin_stage(self, stage: Stage) -> None:
+        """No term of it can be switched."""
+
+    def forward(self, batch: Batch, progress: Progress) -> StepLosses:
         """The detection terms."""
         return StepLosses(detection_losses(self.detector(**batch["inputs"][self.name]), batch["targets"]))
 
@@ -72,7 +77,7 @@ class DistillationStep(nn.Module):
         student: FusionDetector,
         teacher: Teacher,
         config: DistillConfig,
-        channels: Channels,
+        taps: TapReport,
         min_radius_cells: int = 2,
     ) -> None:
         """Build the terms.
@@ -81,7 +86,7 @@ class DistillationStep(nn.Module):
             student: the network that learns.
             teacher: the frozen one, live or cached.
             config: losses and their weights.
-            channels: of the taps, from `tap_shapes`.
+            taps: what the recipe's taps give in these two networks, from `report_taps`.
             min_radius_cells: smallest Gaussian of a label that the teacher adds, as in the targets.
         """
         super().__init__()
@@ -91,8 +96,8 @@ class DistillationStep(nn.Module):
         self.student_layout = BevLayout(BevGrid.bev(student.spec))
         self.teacher_layout = BevLayout(BevGrid.bev(teacher.spec))
         self.classes_match = class_order(teacher.spec.classes, student.spec.classes)
-        self.pairs = tap_pairs(config)
-        self.terms = build_terms(config, channels)
+        self.taps = taps
+        self.terms = build_terms(config, taps)
         self.weights = TermWeights(config)
         self.labels: TeacherLabels | None = None
         if config.labels:
@@ -100,80 +105,72 @@ class DistillationStep(nn.Module):
         if config.losses.boxes:
             require_same_grid(self.student_layout.grid, self.teacher_layout.grid)
 
-    def forward(self, batch: Batch, progress: float) -> StepLosses:
+    def begin_stage(self, stage: Stage) -> None:
+        """Train only the parameters of terms that are on."""
+        for name, term in self.terms.items():
+            term.requires_grad_(stage.has_term(name))
+
+    def forward(self, batch: Batch, progress: Progress) -> StepLosses:
         """Detection and distillation terms.
 
         Args:
             batch: inputs of "student" and "teacher", targets.
-            progress: share of the training that is done, 0..1; the added terms ramp up over its beginning.
+            progress: the added terms ramp up over the beginning of the training; its stage says which are on.
 
         Raises:
             DeadTermError: a term does not reach the student.
         """
-        view, truth = self._view(batch)
+        on = [name for name in self.terms if progress.stage.has_term(name)]
+        if not on and self.labels is None:  # a student that only inherits, or a stage without a teacher
+            return StepLosses(detection_losses(self.detector(**batch["inputs"]["student"]), batch["targets"]))
+        view, truth = self._view(batch, on)
         detection = detection_losses(view.student_maps, truth)
-        raw = {name: term(view) for name, term in self.terms.items()}
+        raw = {name: self.terms[name](view) for name in on}
         norms: dict[str, float] = {}
-        if self.training and self.weights.wants_norms():
+        if self.training and self.weights.wants_norms(on):
             norms = gradient_norms({"detection": torch.stack(list(detection.values())).sum(), **raw}, self._trunk())
             self.weights.observe(norms, norms["detection"])
-        ramp = self.weights.ramp(progress)
+        ramp = self.weights.ramp(progress.fraction)
         multipliers = {name: ramp * self.weights.weight(name) for name in raw}
         if self.training:
-            self.weights.advance()
+            self.weights.advance(on)
         added = {f"{name}_kd_loss": multipliers[name] * value for name, value in raw.items()}
         detached = {name: value.detach() for name, value in raw.items()}
         return StepLosses({**detection, **added}, detached, multipliers, norms)
 
-    def _view(self, batch: Batch) -> tuple[StepView, dict[str, Tensor]]:
+    def _view(self, batch: Batch, on: list[str]) -> tuple[StepView, dict[str, Tensor]]:
         """Both networks' outputs, and what the detection loss learns: the truth and the teacher's labels."""
         targets = batch["targets"]
         self.teacher.to(targets["heatmap"].device)  # moved by nobody else: it is in no module tree
-        with Taps(self.teacher.model, [pair.teacher for pair in self.pairs.values()], detach=True) as teacher_taps:
+        with Taps(self.teacher.model, self.taps.taps("teacher", on), detach=True, role="teacher") as teacher_taps:
             teacher_maps = self.teacher(batch["inputs"].get("teacher"), batch["position"])
-        with Taps(self.detector, [pair.student for pair in self.pairs.values()], detach=False) as student_taps:
+        with Taps(self.detector, self.taps.taps("student", on), detach=False, role="student") as student_taps:
             student_maps = self.detector(**batch["inputs"]["student"])
         view = StepView(
             student_maps=student_maps,
             teacher_maps={name: self._aligned_head(name, found) for name, found in teacher_maps.items()},
             student_taps=student_taps.take(),
-            teacher_taps={path: self._aligned(tapped) for path, tapped in teacher_taps.take().items()},
+            teacher_taps=teacher_taps.take(),
             targets=targets,
-            cell_m=self.student_layout.grid.cell_m,
+            layout=self.student_layout,
         )
         if self.labels is None:
             return view, targets
-        return view, self.labels(targets, *decode_boxes(cast(FusionDetector, self.teacher.model), teacher_maps))
+        truth = self.labels(targets, *decode_boxes(cast(FusionDetector, self.teacher.model), teacher_maps))
+        if "divisors" in targets:  # those of the whole step count the truth alone
+            added = object_counts(truth) - object_counts(targets)
+            truth = {**truth, "divisors": targets["divisors"] + mean_over_processes(added)}
+        return view, truth
 
     def _aligned_head(self, name: str, teacher_map: Tensor) -> Tensor:
-        if name == "heatmap":
-            return self._aligned(teacher_map, _UNSEEN_LOGIT)[:, self.classes_match]
-        return self._aligned(teacher_map)
-
-    def _aligned(self, teacher_map: Tensor, outside: float = 0.0) -> Tensor:
-        return align(teacher_map, self.teacher_layout, self.student_layout, outside)
+        if name != "heatmap":
+            return align(teacher_map, self.teacher_layout, self.student_layout)
+        # A coarser cell of the student shows the highest peak inside it.
+        heatmap = align(teacher_map, self.teacher_layout, self.student_layout, _UNSEEN_LOGIT, pool="max")
+        return heatmap[:, self.classes_match]
 
     def _trunk(self) -> list[nn.Parameter]:
         """The weights whose gradients are compared: the student without its head, which feature terms never reach."""
         head = {id(parameter) for parameter in self.detector.bbox_head.parameters()}
         learning = [parameter for parameter in self.detector.parameters() if parameter.requires_grad]
         return [parameter for parameter in learning if id(parameter) not in head] or learning
-
-
-def class_order(teacher: tuple[str, ...], student: tuple[str, ...]) -> list[int]:
-    """For each student class, its channel in the teacher's heatmap, by name."""
-    missing = [name for name in student if name not in teacher]
-    if missing:
-        raise DataError(f"the teacher does not know classes {missing}; it knows {list(teacher)}")
-    return [teacher.index(name) for name in student]
-
-
-@torch.no_grad()
-def tap_shapes(model: nn.Module, inputs: dict[str, Tensor], paths: list[str]) -> dict[str, tuple[int, ...]]:
-    """Shape of what each tap captures in one forward pass, without training anything."""
-    training = model.training
-    model.eval()
-    with Taps(model, paths, detach=True) as taps:
-        model(**inputs)
-    model.train(training)
-    return {path: tuple(tensor.shape) for path, tensor in taps.take().items()}

@@ -24,9 +24,9 @@ class TeacherLabels:
     """Adds to the targets what the teacher sees and the ground truth lacks.
 
     A box of the teacher becomes a label when its score is high enough and no ground-truth object of its class lies
-    within 2 m. Its regression targets weigh as much as its score; its Gaussian is that of an object (`peaks: full`) or
-    scaled by the score (`peaks: score`), which keeps the detection loss from calling it empty without calling it an
-    object.
+    within 2 m (`match: any`: of any class, so that a confusion of classes is no label). Its regression targets weigh as
+    much as its score; its Gaussian is that of an object (`peaks: full`) or scaled by the score (`peaks: score`), which
+    keeps the detection loss from calling the place empty without calling it an object.
 
     Source: SparseKD (arXiv 2205.15156), label KD.
     """
@@ -100,14 +100,16 @@ class TeacherLabels:
     def _matches(
         self, truth: dict[str, NDArray[Any]], boxes: NDArray[np.float64], classes: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Whether a ground-truth object of its class lies within 2 m of each box; bool [N]."""
+        """Whether a ground-truth object, of its class or any, lies within 2 m of each box; bool [N]."""
         real = truth["label"] >= 0
         cell, label, offset = truth["cell"][real], truth["label"][real], truth["values"][real, :2]
         columns = self.grid.shape_yx[1]
         column_row = np.stack([cell % columns, cell // columns], axis=-1) + offset
         center_m = column_row * self.grid.cell_m + (self.grid.x_range_m[0], self.grid.y_range_m[0])
         distance_m = np.linalg.norm(boxes[:, None, :2] - center_m, axis=-1)  # [N, objects]
-        same = (label == classes[:, None]) & (distance_m < _SAME_OBJECT_M)
+        same = distance_m < _SAME_OBJECT_M
+        if self.config.match == "class":
+            same &= label == classes[:, None]
         return np.asarray(same.any(axis=1))
 
 

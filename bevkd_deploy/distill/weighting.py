@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class _Measured:
     log_ratio_sum: float = 0.0
     count: int = 0
     alive: bool = False
+    steps: int = 0  # in which it was on: stages switch terms
+    checked: int = 0  # in which it was measured
 
 
 class TermWeights(nn.Module):
@@ -41,20 +43,21 @@ class TermWeights(nn.Module):
         self.config = config
         self.given = {name: term.weight for name, term in config.losses.enabled().items()}
         self.step = 0
-        self.checked_steps = 0
         self.measured = {name: _Measured() for name in self.given}
 
     # Plain numbers instead of buffers: read at every step, on a GPU each would make the CPU wait.
     def get_extra_state(self) -> Tensor:
-        """Everything measured, float64 [2 + 3 * terms]."""
-        values = [value for seen in self.measured.values() for value in (seen.log_ratio_sum, seen.count, seen.alive)]
-        return torch.tensor([self.step, self.checked_steps, *values], dtype=torch.float64)
+        """Everything measured, float64 [1 + 5 * terms]."""
+        values = [value for seen in self.measured.values() for value in astuple(seen)]
+        return torch.tensor([self.step, *values], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """What `get_extra_state` gave."""
-        self.step, self.checked_steps = int(state[0]), int(state[1])
-        for seen, (total, count, alive) in zip(self.measured.values(), state[2:].reshape(-1, 3).tolist(), strict=True):
-            seen.log_ratio_sum, seen.count, seen.alive = total, int(count), bool(alive)
+        self.step = int(state[0])
+        for name, (total, count, alive, steps, checked) in zip(
+            self.measured, state[1:].reshape(-1, 5).tolist(), strict=True
+        ):
+            self.measured[name] = _Measured(total, int(count), bool(alive), int(steps), int(checked))
 
     def ramp(self, progress: float) -> float:
         """Share of the weights that counts at this part of the training, 0..1."""
@@ -72,46 +75,58 @@ class TermWeights(nn.Module):
         seen = self.measured[name]
         return given.auto * math.exp(seen.log_ratio_sum / seen.count) if seen.count else 0.0
 
-    def wants_norms(self) -> bool:
-        """Whether this step's gradient norms are to be measured."""
+    def wants_norms(self, on: Iterable[str] | None = None) -> bool:
+        """Whether this step's gradient norms are to be measured.
+
+        Args:
+            on: the terms of this stage; absent: all.
+        """
         every = self.config.log_gradients_every
-        all_alive = all(seen.alive for seen in self.measured.values())
-        return not all_alive or self._calibrates() or bool(every and self.step % every == 0)
+        seen = [self.measured[name] for name in (self.measured if on is None else on)]
+        if not all(term.alive for term in seen) or any(self._calibrates(term) for term in seen):
+            return True
+        return bool(seen and every and self.step % every == 0)
 
     def observe(self, norms: dict[str, float], detection_norm: float) -> None:
         """Take in the gradient norms of a step: for the calibration, and to find terms that teach nothing.
 
         Args:
-            norms: by term, unweighted.
+            norms: by term, unweighted; of the terms that are on.
             detection_norm: of the detection loss.
 
         Raises:
             DeadTermError: a term has not had a gradient in any of the steps measured so far.
         """
-        self.checked_steps += 1
         for name, seen in self.measured.items():
+            if name not in norms:
+                continue
+            seen.checked += 1
             if not norms[name] > 0:
                 continue
             seen.alive = True
-            if self._calibrates() and detection_norm > 0:
+            if self._calibrates(seen) and detection_norm > 0:
                 seen.log_ratio_sum += math.log(detection_norm / norms[name])
                 seen.count += 1
-        dead = [name for name, seen in self.measured.items() if not seen.alive]
-        if dead and self.checked_steps >= ALIVE_WITHIN_STEPS:
+        late = [name for name, seen in self.measured.items() if seen.checked >= ALIVE_WITHIN_STEPS]
+        dead = [name for name in late if not self.measured[name].alive]
+        if dead:
             raise DeadTermError(
                 f"distillation term{'s' * (len(dead) > 1)} {', '.join(dead)}: no gradient on the student in the first "
-                f"{self.checked_steps} steps. Choose other taps, check that teacher and student see the same objects, "
+                f"{ALIVE_WITHIN_STEPS} steps. Choose other taps, check that teacher and student see the same objects, "
                 f"or switch it off: distill.losses.{dead[0]}=null"
             )
 
-    def advance(self) -> None:
-        """One training step is over."""
+    def advance(self, on: Iterable[str] | None = None) -> None:
+        """One forward pass of a training is over, with some terms on (absent: all)."""
         self.step += 1
+        for name in self.measured if on is None else on:
+            self.measured[name].steps += 1
 
-    def _calibrates(self) -> bool:
+    def _calibrates(self, seen: _Measured) -> bool:
+        """Whether a term is in the steps, counted while it is on, in which weights are measured."""
         window = self.config.calibration
         is_auto = any(given.auto is not None for given in self.given.values())
-        return is_auto and window.first_step <= self.step < window.first_step + window.steps
+        return is_auto and window.first_step <= seen.steps < window.first_step + window.steps
 
 
 def gradient_norms(losses: dict[str, Tensor], parameters: list[nn.Parameter]) -> dict[str, float]:

@@ -13,18 +13,26 @@ from bevkd_deploy.contracts.files import write_json
 from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.data.dataset import FrameDataset, collate
+from bevkd_deploy.distill import processes
 from bevkd_deploy.distill.inheritance import InheritanceReport, inherit
-from bevkd_deploy.distill.step import DistillationStep, tap_shapes
-from bevkd_deploy.distill.terms import Channels, tap_pairs
+from bevkd_deploy.distill.step import DistillationStep
+from bevkd_deploy.distill.tap_report import TappedNetwork, TapReport, report_taps
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
+from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
 from bevkd_deploy.pipelines.dry_run import print_plan
-from bevkd_deploy.pipelines.run_log import LoggedConsole
-from bevkd_deploy.pipelines.runs import Run, start_or_resume
+from bevkd_deploy.pipelines.runs import Run
 from bevkd_deploy.pipelines.teacher import obtain_teacher
 from bevkd_deploy.pipelines.teacher_cache import cached_teacher, frozen_teacher
-from bevkd_deploy.pipelines.training import TrainingJob, headline, job_key, run_training, training_frames
+from bevkd_deploy.pipelines.training import (
+    TrainingJob,
+    headline,
+    job_key,
+    run_training,
+    start_together,
+    training_frames,
+    validation_samples,
+)
 from bevkd_deploy.teachers.cache import CachedTeacher
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
@@ -41,40 +49,45 @@ def distill(
     """Distil a recipe's teacher into its student; returns the run directory (None for a dry run)."""
     loaded = load_recipe(recipe_path, overrides)
     if dry_run:
-        print_plan(loaded, console)
+        with processes.joined():
+            if processes.is_main():
+                print_plan(loaded, console)
         return None
-    run = start_or_resume(loaded, run_dir, resume)
-    console = LoggedConsole(console, run.path / "log.txt")
-    console.print(f"run {run.path}")
-    distill_into(run, resume, console)
-    console.print("Next: bevkd export --trt fp16")
-    return run.path
+    with processes.joined():
+        run, console = start_together(loaded, run_dir, resume, console)
+        distill_into(run, resume, console)
+        console.print("Next: bevkd export --trt fp16")
+        return run.path
 
 
 def distill_into(run: Run, resume: bool, console: Console) -> None:
     """The distillation stage inside an existing run."""
     loaded, recipe = run.loaded, run.loaded.recipe
-    root = prepare_data(recipe, console)
+    root = processes.from_main(lambda: prepare_data(recipe, console))
+    specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
+    dataset = training_frames(recipe, root, recipe.student.train, specs, console)
+    taps = tap_report(recipe, dataset)  # first of all: a wrong tap must not cost the training of a teacher
     teacher = obtain_teacher(loaded, root, console)
-    write_json(run.path / "eval" / "teacher.json", teacher.summary)
+    if processes.is_main():
+        write_json(run.path / "eval" / "teacher.json", teacher.summary)
     start = time.monotonic()
     student, inherited = start_student(recipe, teacher.detector)
-    if inherited:
+    if inherited and processes.is_main():
         write_json(run.path / "inheritance.json", inherited.as_json())
         console.print(f"  {inherited.lines()[0]}; each tensor in {run.path / 'inheritance.json'}")
     console.print(
         f"  student {parameter_count(student) / 1e6:.2f} M parameters, teacher "
         f"{parameter_count(teacher.detector) / 1e6:.2f} M"
     )
-    specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
-    dataset = training_frames(recipe, root, recipe.student.train, specs, console)
     frozen = frozen_teacher(recipe, teacher.detector)
     key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
     job = TrainingJob("distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed)
-    val = read_split(recipe, root, "val", console)
+    val = validation_samples(recipe, root, console)
     with cached_teacher(recipe, root, teacher.sha256, frozen, dataset, console) as live_or_cached:
-        step = distillation_step(recipe, student, live_or_cached, dataset)
+        step = distillation_step(recipe, student, live_or_cached, taps)
         summary = run_training(job, step, student, dataset, val, resume=resume, console=console)
+    if not processes.is_main():
+        return
     run.record_stage(
         "distill",
         time.monotonic() - start,
@@ -93,20 +106,26 @@ def start_student(recipe: Recipe, teacher: FusionDetector) -> tuple[FusionDetect
     return student, inherit(student, teacher, recipe.distill.inherit.parts)
 
 
-def distillation_step(
-    recipe: Recipe, student: FusionDetector, teacher: FrozenTeacher | CachedTeacher, frames: FrameDataset
-) -> DistillationStep:
-    """The step of a recipe; projectors and embeddings start from its seed.
+def tap_report(recipe: Recipe, dataset: FrameDataset) -> TapReport:
+    """What the taps give on the first training frame; shapes are the same whatever the weights are.
 
-    Both networks run once on a frame to find the channels of the tapped maps; a wrong tap fails here.
+    Raises:
+        UsageError: a tap does not fit (see `report_taps`).
     """
-    networks = {"student": student, "teacher": teacher.model}
-    channels: Channels = {who: {} for who in networks}
-    if pairs := tap_pairs(recipe.distill).values():
-        inputs = collate([frames[0]])["inputs"]
-        for who, network in networks.items():
-            shapes = tap_shapes(network, inputs[who], [getattr(pair, who) for pair in pairs])
-            channels[who] = {path: shape[1] for path, shape in shapes.items()}
+    inputs = collate([dataset[0]])["inputs"]
+    student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
+    teacher = build_detector(recipe.teacher.model, recipe.teacher_spec(), recipe.seed)
+    return report_taps(
+        TappedNetwork.student(student, inputs["student"]),
+        TappedNetwork.teacher(FrozenTeacher(teacher, recipe.teacher_spec()), inputs["teacher"]),
+        recipe.distill,
+    )
+
+
+def distillation_step(
+    recipe: Recipe, student: FusionDetector, teacher: FrozenTeacher | CachedTeacher, taps: TapReport
+) -> DistillationStep:
+    """The step of a recipe; projectors and embeddings start from its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return DistillationStep(student, teacher, recipe.distill, channels, recipe.student.model.head.min_radius_cells)
+        return DistillationStep(student, teacher, recipe.distill, taps, recipe.student.model.head.min_radius_cells)

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bevkd_deploy.contracts.errors import BevkdError
 from bevkd_deploy.contracts.files import sha256_file
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import Recipe
+from bevkd_deploy.contracts.recipe_distill import TapLossConfig
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolve_data_root, resolved_path
 from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.contracts.target import load_target
+from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.source import Split, open_split
-from bevkd_deploy.distill.taps import Taps
-from bevkd_deploy.distill.terms import tap_pairs
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
+from bevkd_deploy.pipelines.tap_table import tap_table
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,18 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
     console.print(f"{loaded.path}: recipe {recipe.name}, {recipe.description}")
     for override in loaded.overrides:
         console.print(f"  override {override}")
+    taps = tap_table(loaded, _training_samples(loaded))  # before anything else: it fails where a tap does
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "state", "detail"):
         table.add_column(name, overflow="fold")
     teacher = FusionDetector(recipe.teacher.model, recipe.teacher_spec())
     student = FusionDetector(recipe.student.model, recipe.student_spec())
     lines = [*_data_lines(loaded), _teacher_line(loaded), *_model_lines(recipe, teacher, student)]
-    lines += [*_loss_lines(recipe, teacher, student), _export_line(loaded)]
+    lines += [*_loss_lines(recipe), _export_line(loaded)]
     for line in lines:
-        table.add_row(line.stage, line.state, line.detail)
+        table.add_row(line.stage, line.state, escape(line.detail))  # a tap's [heatmap] is no markup
     console.print(table)
+    taps.print(console)
     missing = [line.stage for line in lines if line.state == "missing"]
     verdict = f"missing: {', '.join(missing)}" if missing else "everything is there"
     console.print(f"{verdict}. Nothing was written (dry run).")
@@ -61,6 +65,14 @@ def _data_lines(loaded: LoadedRecipe) -> list[_Line]:
         return [_Line("data", "to be made", f"{root}: {scenes}")]
     splits: tuple[Split, ...] = ("train", "val")
     return [_split_line(loaded, root, split) for split in splits]
+
+
+def _training_samples(loaded: LoadedRecipe) -> list[Sample]:
+    """The training split, or nothing where the data is not here (which `_data_lines` reports)."""
+    try:
+        return open_split(loaded.recipe.data, resolve_data_root(loaded.recipe), "train")
+    except BevkdError:
+        return []
 
 
 def _split_line(loaded: LoadedRecipe, root: Path, split: Split) -> _Line:
@@ -97,16 +109,19 @@ def _model_lines(recipe: Recipe, teacher: FusionDetector, student: FusionDetecto
     return lines
 
 
-def _loss_lines(recipe: Recipe, teacher: FusionDetector, student: FusionDetector) -> list[_Line]:
+def _loss_lines(recipe: Recipe) -> list[_Line]:
     lines = []
-    heatmap = recipe.distill.losses.heatmap
-    if heatmap:
-        lines.append(_Line("loss heatmap", f"weight {heatmap.weight}", "heatmaps of bbox_head, by class name"))
-    for name, pair in tap_pairs(recipe.distill).items():
-        Taps(student, [pair.student], detach=True)  # both raise where a path names no module
-        Taps(teacher, [pair.teacher], detach=True)
-        taps = f"student {pair.student} <- teacher {pair.teacher}"
-        lines.append(_Line(f"loss {name}", f"weight {pair.weight}", taps))
+    for name, term in recipe.distill.losses.enabled().items():
+        detail = "between the heads, by class name"
+        if isinstance(term, TapLossConfig):
+            detail = f"student {term.student} <- teacher {term.teacher}"
+        lines.append(_Line(f"loss {name}", f"weight {term.weight}", detail))
+    if recipe.distill.labels:
+        lines.append(
+            _Line("labels", "added", f"boxes of the teacher with a score of {recipe.distill.labels.min_score:g}")
+        )
+    if recipe.distill.inherit:
+        lines.append(_Line("inherit", "at the start", f"the teacher's {', '.join(recipe.distill.inherit.parts)}"))
     return lines
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from bevkd_deploy.contracts.errors import CannotRunHere
+from bevkd_deploy.contracts.errors import CannotRunHere, UsageError
 from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.contracts.requests import BenchmarkRequest, ExportRequest
 from bevkd_deploy.pipelines.benchmark import benchmark
@@ -30,7 +31,14 @@ def run(
 
     With `resume`, a stage whose recorded outputs are all intact is not run again. Datasets and trained teachers are
     shared between runs by the hash of what they were made from.
+
+    Raises:
+        UsageError: started by torchrun; its processes can share a distillation, not an export or a measurement.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "bevkd run is for one process: distil with torchrun, then go on with bevkd run RECIPE --resume"
+        )
     loaded = load_recipe(recipe_path, overrides)
     this = start_or_resume(loaded, run_dir, resume)
     console = LoggedConsole(console, this.path / "log.txt")

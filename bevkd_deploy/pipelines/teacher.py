@@ -13,6 +13,7 @@ from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import read_json, sha256_file, write_json
 from bevkd_deploy.contracts.recipe import TeacherExpectation
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
+from bevkd_deploy.distill import processes
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.detector import FusionDetector
@@ -27,6 +28,7 @@ from bevkd_deploy.pipelines.training import (
     job_key,
     run_training,
     training_frames,
+    validation_samples,
 )
 
 
@@ -59,11 +61,11 @@ def obtain_teacher(loaded: LoadedRecipe, root: Path, console: Console) -> Teache
     """
     recipe = loaded.recipe
     weights = teacher_weights(loaded, root)
-    if recipe.teacher.checkpoint is None and not _is_complete(weights):
+    if recipe.teacher.checkpoint is None and not processes.from_main(lambda: _is_complete(weights)):
         train_teacher(loaded, root, weights.parent.parent, console)
     detector = build_detector(recipe.teacher.model, recipe.teacher_spec(), recipe.seed)
     digest = load_detector(weights, detector, recipe.teacher.model, recipe.teacher.sha256)
-    summary, kept = _measured(loaded, root, detector, digest, console)
+    summary, kept = processes.from_main(lambda: _measured(loaded, root, detector, digest, console))
     check_expected(recipe.teacher.expect, summary, weights, kept)
     console.print(f"  teacher {weights}: {headline(summary)}")
     return Teacher(detector, weights, digest, summary)
@@ -87,10 +89,13 @@ def train_teacher(loaded: LoadedRecipe, root: Path, folder: Path, console: Conso
         TrainingStep(detector, "teacher"),
         detector,
         dataset,
-        read_split(recipe, root, "val", console),
-        resume=resume or (folder / "state" / "state.pt").is_file(),
+        validation_samples(recipe, root, console),
+        resume=resume or processes.from_main((folder / "state" / "state.pt").is_file),
         console=console,
     )
+    if not processes.is_main():
+        processes.wait()  # for the record: the weights are complete with it
+        return
     weights = folder / "checkpoints" / "last.safetensors"
     result = {
         "key": job.key,
@@ -102,6 +107,7 @@ def train_teacher(loaded: LoadedRecipe, root: Path, folder: Path, console: Conso
         "NDS": summary["present"]["nd_score"],
     }
     write_json(weights.with_suffix(".json"), result)
+    processes.wait()
 
 
 def teacher_key(loaded: LoadedRecipe, root: Path) -> str:

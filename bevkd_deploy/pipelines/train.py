@@ -9,13 +9,20 @@ from pathlib import Path
 from rich.console import Console
 
 from bevkd_deploy.contracts.recipe_loader import load_recipe
+from bevkd_deploy.distill import processes
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.datasets import data_digest, prepare_data, read_split
-from bevkd_deploy.pipelines.run_log import LoggedConsole
-from bevkd_deploy.pipelines.runs import Run, start_or_resume
+from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
+from bevkd_deploy.pipelines.runs import Run
 from bevkd_deploy.pipelines.teacher import train_teacher
-from bevkd_deploy.pipelines.training import TrainingJob, job_key, run_training, training_frames
+from bevkd_deploy.pipelines.training import (
+    TrainingJob,
+    job_key,
+    run_training,
+    start_together,
+    training_frames,
+    validation_samples,
+)
 
 
 def train(
@@ -29,19 +36,20 @@ def train(
 ) -> Path:
     """Train one network of a recipe; returns the run directory."""
     loaded = load_recipe(recipe_path, overrides)
-    run = start_or_resume(loaded, run_dir, resume)
-    console = LoggedConsole(console, run.path / "log.txt")
-    console.print(f"run {run.path}")
-    root = prepare_data(loaded.recipe, console)
-    start = time.monotonic()
-    if student_only:
-        _train_student(run, root, resume, console)
-    else:
-        train_teacher(loaded, root, run.path, console, resume)
-    stage = "train-student" if student_only else "train-teacher"
-    run.record_stage(stage, time.monotonic() - start, {"data": data_digest(loaded.recipe, root)}, [run.student_weights])
-    console.print(f"Next: {_next_command(run, student_only)}")
-    return run.path
+    with processes.joined():
+        run, console = start_together(loaded, run_dir, resume, console)
+        root = processes.from_main(lambda: prepare_data(loaded.recipe, console))
+        start = time.monotonic()
+        if student_only:
+            _train_student(run, root, resume, console)
+        else:
+            train_teacher(loaded, root, run.path, console, resume)
+        stage = "train-student" if student_only else "train-teacher"
+        inputs = {"data": data_digest(loaded.recipe, root)}
+        if processes.is_main():
+            run.record_stage(stage, time.monotonic() - start, inputs, [run.student_weights])
+        console.print(f"Next: {_next_command(run, student_only)}")
+        return run.path
 
 
 def _train_student(run: Run, root: Path, resume: bool, console: Console) -> None:
@@ -54,7 +62,7 @@ def _train_student(run: Run, root: Path, resume: bool, console: Console) -> None
     job = TrainingJob(
         "training the student alone", run.path, key, "student", recipe.student.model, settings, recipe.seed
     )
-    val = read_split(recipe, root, "val", console)
+    val = validation_samples(recipe, root, console)
     run_training(job, TrainingStep(detector, "student"), detector, dataset, val, resume=resume, console=console)
 
 

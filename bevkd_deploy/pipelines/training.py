@@ -14,6 +14,7 @@ from torch import nn
 from bevkd_deploy.contracts.files import sha256_json, write_json
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import ModelConfig, Recipe
+from bevkd_deploy.contracts.recipe_loader import LoadedRecipe
 from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.events import DropLog
@@ -21,13 +22,17 @@ from bevkd_deploy.data.object_database import ObjectDatabase, build_database, da
 from bevkd_deploy.data.paste import Paster
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.sampling import EpochSampler
-from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
+from bevkd_deploy.distill import processes
+from bevkd_deploy.distill.loop import LoopHooks, fit
+from bevkd_deploy.distill.progress import Plan
+from bevkd_deploy.distill.training_state import TrainingState
 from bevkd_deploy.models.checkpoint import read_notes, save_detector
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.pipelines.accuracy import detect, ground_truth, score, submission_of
 from bevkd_deploy.pipelines.datasets import read_split
 from bevkd_deploy.pipelines.progress import Bar, bar, reported_drops
-from bevkd_deploy.pipelines.runs import RUNS
+from bevkd_deploy.pipelines.run_log import LoggedConsole
+from bevkd_deploy.pipelines.runs import RUNS, Run, start_or_resume
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 
 #: Rises when a change of the code makes older training states or cached teachers wrong.
@@ -59,6 +64,16 @@ def job_key(**inputs: Any) -> str:
     return sha256_json({"training_version": TRAINING_VERSION, **inputs})
 
 
+def start_together(loaded: LoadedRecipe, run_dir: Path | None, resume: bool, console: Console) -> tuple[Run, Console]:
+    """One run for all processes, and their console: the main one's talk is logged, the others are silent."""
+    run = Run(processes.from_main(lambda: start_or_resume(loaded, run_dir, resume).path), loaded)
+    if not processes.is_main():
+        return run, Console(quiet=True, stderr=True)
+    console = LoggedConsole(console, run.path / "log.txt")
+    console.print(f"run {run.path}")
+    return run, console
+
+
 def training_frames(
     recipe: Recipe, root: Path, train: TrainConfig, specs: dict[str, GraphSpec], console: Console
 ) -> FrameDataset:
@@ -69,7 +84,8 @@ def training_frames(
     """
     target_of = next(iter(specs))
     models = {"student": recipe.student.model, "teacher": recipe.teacher.model}
-    samples = read_split(recipe, root, "train", console)
+    with processes.main_first():  # it keeps an index that the others find
+        samples = read_split(recipe, root, "train", console)
     return FrameDataset(
         samples,
         specs,
@@ -92,7 +108,7 @@ def run_training(
     resume: bool,
     console: Console,
 ) -> dict[str, Any]:
-    """Train to the end, evaluate, and return the evaluation summary.
+    """Train to the end, evaluate, and return the evaluation summary (in every process).
 
     Writes `checkpoints/last.safetensors`, `checkpoints/best.safetensors` (by mAP, equal to last where only the end is
     evaluated) and `eval/<role>.json`.
@@ -106,17 +122,18 @@ def run_training(
         trained = module.get_submodule("detector")
         save_detector(last, trained, job.model, {"key": job.key, "role": job.role})
 
-    def on_epoch(finished: int) -> None:
+    def on_epoch(finished: int) -> dict[str, float] | None:
         nonlocal best_map, summary
         every = job.train.evaluate_every
         if finished != job.train.epochs and not (every and finished % every == 0):
-            return
+            return None
         summary = evaluate_detector(detector, val_samples, console, f"evaluating the {job.role}")
         write_json(job.folder / "eval" / f"{job.role}.json", summary)
         console.print(f"  {job.role} after epoch {finished}: {headline(summary)}")
         if summary["present"]["mean_ap"] > best_map:
             best_map = summary["present"]["mean_ap"]
             save_detector(best, detector, job.model, {"key": job.key, "role": job.role, "mAP": best_map})
+        return {"mAP": summary["present"]["mean_ap"], "NDS": summary["present"]["nd_score"]}
 
     drops = DropLog()
     with (
@@ -135,9 +152,12 @@ def run_training(
             resume=resume,
             hooks=hooks,
         )
-    if not summary:  # resumed after the last step: only the evaluation was missing
-        on_epoch(job.train.epochs)
-    return summary
+    return processes.from_main(lambda: summary)
+
+
+def validation_samples(recipe: Recipe, root: Path, console: Console) -> list[Sample]:
+    """The validation split, which the main process alone evaluates on; empty in the others."""
+    return read_split(recipe, root, "val", console) if processes.is_main() else []
 
 
 def evaluate_detector(detector: FusionDetector, samples: list[Sample], console: Console, title: str) -> dict[str, Any]:
@@ -158,17 +178,16 @@ def _paster(recipe: Recipe, train: TrainConfig, samples: list[Sample], console: 
     if config is None:
         return None
     path = RUNS / recipe.name / "objects" / f"{database_key(samples, config)[:16]}.npz"
-    if not path.is_file():
-        with bar(console, "collecting objects to paste", len(samples)) as progress:
-            build_database(samples, config, progress.update).save(path)
+    with processes.main_first():
+        if not path.is_file():
+            with bar(console, "collecting objects to paste", len(samples)) as progress:
+                build_database(samples, config, progress.update).save(path)
     order = EpochSampler.of_training(samples, train, recipe.seed)
     return Paster(ObjectDatabase.load(path), config, order.first_position_after(config.until_fraction * train.epochs))
 
 
 def _total_steps(dataset: FrameDataset, train: TrainConfig, seed: int) -> int:
-    frames = len(EpochSampler.of_training(dataset.samples, train, seed))
-    steps = frames // train.batch_size if frames >= train.batch_size else 1
-    return steps * train.epochs
+    return Plan.of(train, len(EpochSampler.of_training(dataset.samples, train, seed))).total_steps
 
 
 def _step_reporter(progress: Bar) -> Callable[[int, int, dict[str, float]], None]:

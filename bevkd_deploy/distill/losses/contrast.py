@@ -10,6 +10,7 @@ from bevkd_deploy.distill.gathering import gather_rows, own_rows
 from bevkd_deploy.distill.losses.cell_sampling import SampledCells, sample_cells
 from bevkd_deploy.distill.losses.feature import cell_rows, standardize
 from bevkd_deploy.distill.losses.scene import NO_CLASS, BevScene
+from bevkd_deploy.distill.projectors import build_projector
 
 _NEAR_M = 2.0
 _BARRED = -1e30  # exp of it is 0
@@ -43,7 +44,7 @@ class DenseContrastLoss(nn.Module):
         super().__init__()
         self.config = config
         size = min(config.embedding_channels, teacher_channels)
-        self.embed = nn.Linear(student_channels, size)
+        self.embed = build_projector(config.projector, student_channels, size)
         projection = torch.empty(teacher_channels, size)
         nn.init.orthogonal_(projection)
         self.register_buffer("teacher_projection", projection)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bevkd_deploy.distill.projectors import Projector
+from bevkd_deploy.distill.projectors import ProjectorKind, build_projector
 
 Weighting = Literal["gaussian", "box_area"]
 
@@ -47,10 +47,15 @@ class FeatureImitationLoss(nn.Module):
     """
 
     def __init__(
-        self, student_channels: int, teacher_channels: int, background: float, weighting: Weighting = "gaussian"
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        background: float,
+        weighting: Weighting = "gaussian",
+        projector: ProjectorKind = "conv",
     ) -> None:
         super().__init__()
-        self.projector = Projector(student_channels, teacher_channels)
+        self.projector = build_projector(projector, student_channels, teacher_channels)
         self.background = background
         self.weighting: Weighting = weighting
 

@@ -68,7 +68,7 @@ def gathered_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
             f"{list(teacher.shape)}; put projectors in front"
         )
     students = gather_rows_with_gradient(normalize(student, dim=1))
-    teachers = gather_rows(normalize(teacher.detach(), dim=1))
+    teachers = gather_rows(normalize(teacher, dim=1))
     if len(students) < 2:
         raise DistillError(
             f"contrast within the batch got {len(students)} row in all processes together: without negatives its "

@@ -65,7 +65,28 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     script = Path(__file__).with_name("two_process_runs.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", script, folder], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "error", script, folder], env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("whole", "0", "1")}
+
+
+@pytest.fixture(scope="session")
+def job(
+    tiny_world: Path, teacher_config: ModelConfig, tiny_model_config: Callable[..., ModelConfig]
+) -> Callable[..., dict[str, Any]]:
+    """A factory of jobs for `fit_process.py`."""
+    models = {"student": tiny_model_config(), "teacher": teacher_config}
+    described = {name: model.model_dump(mode="json") for name, model in models.items()}
+
+    def make(folder: Path, train: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return {
+            "world": str(tiny_world),
+            "folder": str(folder),
+            "train": train,
+            "distill": None,
+            **described,
+            **options,
+        }
+
+    return make

@@ -80,6 +80,21 @@ def test_a_peak_on_an_object_counts_once_and_hides_no_unknown_velocity() -> None
     assert loss_of(values, logits, targets_of({7: False}), 0.25) == pytest.approx(0.5 * 8)
 
 
+def test_two_objects_in_one_cell_are_one_cell_and_one_unknown_velocity_masks_it() -> None:
+    values = torch.ones(1, 10, ROWS, COLUMNS)
+    logits = logits_of({(0, 7): 0.5})
+    both = targets_of({7: True})
+    both["cell"][0, 1] = 7
+    both["mask"][0, 1] = 1
+    assert loss_of(values, logits, both, None) == pytest.approx(0.5 * 8.4)
+    values[0, 0, 0, 0] = 4.0
+    logits[0, 1, 0, 0] = 0.0
+    both["cell"][0, 2], both["mask"][0, 2] = 0, 1
+    assert loss_of(values, logits, both, None) == pytest.approx(0.5 * (8.4 + 8.4 + 3) / 2)
+    both["mask"][0, 1, 8:] = 0
+    assert loss_of(values, logits, both, None) == pytest.approx(0.5 * (8 + 8.4 + 3) / 2)
+
+
 def test_the_mean_is_over_all_cells_of_the_batch() -> None:
     values = torch.zeros(2, 10, ROWS, COLUMNS)
     values[0, 0] = 1.0

@@ -29,13 +29,14 @@ from bevkd_deploy.contracts.recipe_training import (
     PasteConfig,
     TrainConfig,
 )
-from bevkd_deploy.data.dataset import FrameDataset
+from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.object_database import build_database
 from bevkd_deploy.data.paste import Paster
 from bevkd_deploy.data.sampling import EpochSampler
-from bevkd_deploy.distill import loop
+from bevkd_deploy.distill import event_log
 from bevkd_deploy.distill.loop import LoopHooks, TrainingState, fit
 from bevkd_deploy.distill.step import DistillationStep, TrainingStep
+from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.training import _total_steps
 from bevkd_deploy.teachers.frozen import FrozenTeacher
@@ -66,10 +67,14 @@ class Runner:
             # More cells than are drawn: the draws must come back too, and so must the queue.
             contrast=ContrastLossConfig(embedding_channels=8, cells_per_sample=32, queue_size=80),
         )
-        channels = {"student": {"pts_neck": 16}, "teacher": {"pts_neck": 24}}
         student = build_detector(self.student_config, spec, 0)
+        config = DistillConfig(losses=losses, warmup_fraction=0.3)
+        inputs = collate([self.dataset[0]])["inputs"]
+        taps = report_taps(
+            TappedNetwork.student(student, inputs["student"]), TappedNetwork.teacher(teacher, inputs["teacher"]), config
+        )
         torch.manual_seed(3)
-        return DistillationStep(student, teacher, DistillConfig(losses=losses, warmup_fraction=0.3), channels)
+        return DistillationStep(student, teacher, config, taps)
 
     def run(
         self,
@@ -114,7 +119,7 @@ def runner(
     tiny_model_config: Callable[..., ModelConfig],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Runner:
-    monkeypatch.setattr(loop, "_EVENT_EVERY_STEPS", 1)
+    monkeypatch.setattr(event_log, "EVENT_EVERY_STEPS", 1)
     augmentation = AugmentationConfig(flip_x=True, flip_y=True, rotation_rad=0.4)
     return Runner(make_dataset(augmentation), teacher_config, tiny_model_config())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bevkd_deploy.contracts.classes import CLASS_NAMES
-from bevkd_deploy.contracts.errors import DataError, DeadTermError
+from bevkd_deploy.contracts.errors import DeadTermError, UsageError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import (
@@ -22,15 +23,24 @@ from bevkd_deploy.contracts.recipe_distill import (
     HeatmapLossConfig,
 )
 from bevkd_deploy.data.dataset import FrameDataset, collate
-from bevkd_deploy.distill.step import DistillationStep, TrainingStep, class_order, tap_shapes
-from bevkd_deploy.distill.terms import tap_pairs
+from bevkd_deploy.distill.alignment import class_order
+from bevkd_deploy.distill.progress import Progress, Stage
+from bevkd_deploy.distill.step import DistillationStep, TrainingStep
+from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
 from bevkd_deploy.distill.weighting import gradient_norms
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.pipelines.export import synthetic_feed
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 MakeConfig = Callable[..., ModelConfig]
+ALL_ON = Progress.at(0.0).stage
 TERMS = ("heatmap_kd_loss", "feature_kd_loss", "attention_kd_loss", "contrast_kd_loss")
+
+
+def at(fraction: float, stage: Stage = ALL_ON) -> Progress:
+    """Some way into a training."""
+    return replace(Progress.at(fraction), stage=stage)
 
 
 def all_losses(warmup: float = 0.0) -> DistillConfig:
@@ -56,10 +66,15 @@ def step(teacher: FrozenTeacher, tiny_model_config: MakeConfig, tiny_spec: Graph
 
 
 def step_of(teacher: FrozenTeacher, student: ModelConfig, spec: GraphSpec, config: DistillConfig) -> DistillationStep:
+    detector = build_detector(student, spec, 0)
+    networks = TappedNetwork.student(detector, noise(spec)), TappedNetwork.teacher(teacher, noise(teacher.spec))
+    taps = report_taps(*networks, config)
     torch.manual_seed(0)
-    width = {"student": student.bev.fused_channels, "teacher": teacher.model.pts_neck.out_channels // 2}
-    channels = {role: {"pts_neck": 2 * size, "pts_backbone[0]": size} for role, size in width.items()}
-    return DistillationStep(build_detector(student, spec, 0), teacher, config, channels)
+    return DistillationStep(detector, teacher, config, taps)
+
+
+def noise(spec: GraphSpec) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array)[None] for name, array in synthetic_feed(spec, 0).items()}
 
 
 def snapshot(tensors: Any) -> list[Tensor]:
@@ -71,7 +86,7 @@ def unchanged(before: list[Tensor], after: Any) -> bool:
 
 
 def test_every_term_moves_the_student(step: DistillationStep, batch: dict[str, Any]) -> None:
-    losses = step.train()(batch, 1.0).weighted
+    losses = step.train()(batch, at(1.0)).weighted
     assert set(losses) == {"heatmap_loss", "box_loss", *TERMS}
     shared = list(step.detector.pts_backbone.parameters()) + list(step.detector.img_backbone.parameters())
     for name, loss in losses.items():
@@ -91,7 +106,7 @@ def test_the_teacher_is_bit_equal_after_training(
     for _ in range(3):
         step.train()
         optimizer.zero_grad()
-        sum(step(batch, 1.0).weighted.values()).backward()
+        sum(step(batch, at(1.0)).weighted.values()).backward()
         optimizer.step()
     assert unchanged(before, teacher.tensors())
     assert not unchanged(student, step.detector.state_dict().values())
@@ -113,14 +128,14 @@ def test_terms_ramp_up_over_the_beginning(
 ) -> None:
     step = step_of(teacher, tiny_model_config(), tiny_spec, all_losses(warmup=0.2)).eval()
 
-    def at(progress: float) -> dict[str, float]:
+    def values(fraction: float) -> dict[str, float]:
         torch.manual_seed(0)  # of the cells that contrast draws
-        return {name: value.item() for name, value in step(batch, progress).weighted.items()}
+        return {name: value.item() for name, value in step(batch, at(fraction)).weighted.items()}
 
-    full = at(1.0)
-    assert at(0.2) == full
+    full = values(1.0)
+    assert values(0.2) == full
     for progress, share in ((0.0, 0.0), (0.05, 0.25)):
-        ramped = at(progress)
+        ramped = values(progress)
         for name in TERMS:
             assert ramped[name] == pytest.approx(share * full[name]), name
         assert ramped["heatmap_loss"] == full["heatmap_loss"]
@@ -133,7 +148,7 @@ def test_weights_scale_their_terms(
         sections = {"heatmap": HeatmapLossConfig, "attention": AttentionLossConfig}
         chosen = DistillLosses(**{name: sections[name](weight=weight) for name, weight in weights.items()})
         config = DistillConfig(losses=chosen, warmup_fraction=0.0)
-        return step_of(teacher, tiny_model_config(), tiny_spec, config).eval()(batch, 1.0).weighted
+        return step_of(teacher, tiny_model_config(), tiny_spec, config).eval()(batch, at(1.0)).weighted
 
     one, more = losses(heatmap=1.0, attention=1.0), losses(heatmap=7.0, attention=3.0)
     assert set(one) == {"heatmap_loss", "box_loss", "heatmap_kd_loss", "attention_kd_loss"}
@@ -148,7 +163,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(
     config = tiny_model_config()
     same = {**batch, "inputs": {"student": batch["inputs"]["student"], "teacher": batch["inputs"]["student"]}}
     teacher = FrozenTeacher(build_detector(config, tiny_spec, 0), tiny_spec)
-    losses = step_of(teacher, config, tiny_spec, all_losses()).eval()(same, 1.0).weighted
+    losses = step_of(teacher, config, tiny_spec, all_losses()).eval()(same, at(1.0)).weighted
     assert losses["heatmap_kd_loss"] == 0
     assert losses["attention_kd_loss"] == 0
     assert losses["feature_kd_loss"] > 0  # its projector starts at random
@@ -171,12 +186,12 @@ def test_classes_are_matched_by_name(
     step = step_of(FrozenTeacher(model, reversed_spec), config, tiny_spec, losses).eval()
     step.detector.bbox_head.heatmap[-1].load_state_dict(student_head)
     same = {**batch, "inputs": {"student": batch["inputs"]["student"], "teacher": batch["inputs"]["student"]}}
-    assert step(same, 1.0).weighted["heatmap_kd_loss"] == 0
+    assert step(same, at(1.0)).weighted["heatmap_kd_loss"] == 0
 
 
 def test_class_order() -> None:
     assert class_order(("bus", "car", "truck"), ("car", "truck")) == [1, 2]
-    with pytest.raises(DataError, match=r"does not know classes \['barrier'\]; it knows \['bus', 'car'\]"):
+    with pytest.raises(UsageError, match=r"does not know classes \['barrier'\]; it knows \['bus', 'car'\]"):
         class_order(("bus", "car"), ("car", "barrier"))
 
 
@@ -195,45 +210,26 @@ def test_a_teacher_of_another_grid_teaches_in_metres(
     with torch.no_grad():
         teacher.model.bbox_head.heatmap[-1].bias.zero_()  # sure of something everywhere
     step = step_of(teacher, tiny_model_config(), tiny_spec, all_losses()).eval()
-    losses = step(made, 1.0).weighted
+    losses = step(made, at(1.0)).weighted
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
 
     beyond = {**made, "targets": {**made["targets"], "heatmap": made["targets"]["heatmap"].clone()}}
     beyond["targets"]["heatmap"][..., :12] = 0
     beyond["targets"]["heatmap"][:, 0, 5, 14] = 1.0  # objects only where the teacher sees nothing
-    assert step(beyond, 1.0).weighted["heatmap_kd_loss"] < 1e-6
-
-
-def test_tap_shapes_trains_nothing(tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]) -> None:
-    model = build_detector(tiny_model_config(), tiny_spec, 0).train()
-    before = snapshot(model.state_dict().values())
-    shapes = tap_shapes(model, batch["inputs"]["student"], ["pts_neck", "pts_backbone[1]", "bbox_head[heatmap]"])
-    assert shapes == {
-        "pts_neck": (2, 16, 12, 16),
-        "pts_backbone[1]": (2, 8, 6, 8),
-        "bbox_head[heatmap]": (2, 10, 12, 16),
-    }
-    assert model.training
-    assert unchanged(before, model.state_dict().values())
-
-
-def test_pairs_are_the_enabled_terms() -> None:
-    assert list(tap_pairs(all_losses())) == ["feature", "attention", "contrast"]
-    only = DistillConfig(losses=DistillLosses(contrast=ContrastLossConfig()))
-    assert list(tap_pairs(only)) == ["contrast"]
+    assert step(beyond, at(1.0)).weighted["heatmap_kd_loss"] < 1e-6
 
 
 def test_training_alone_has_the_detection_terms(
     tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]
 ) -> None:
     detector = build_detector(tiny_model_config(), tiny_spec, 0).eval()
-    losses = TrainingStep(detector, "student")(batch, 0.5).weighted
+    losses = TrainingStep(detector, "student")(batch, at(0.5)).weighted
     expected = detection_losses(detector(**batch["inputs"]["student"]), batch["targets"])
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in expected.items()}
 
 
 def test_raw_values_weights_and_gradient_norms_are_reported(step: DistillationStep, batch: dict[str, Any]) -> None:
-    first = step.train()(batch, 1.0)
+    first = step.train()(batch, at(1.0))
     names = {"heatmap", "feature", "attention", "contrast"}
     assert set(first.raw) == set(first.weights) == names
     for name in names:
@@ -241,19 +237,19 @@ def test_raw_values_weights_and_gradient_norms_are_reported(step: DistillationSt
         assert weighted == pytest.approx(first.weights[name] * first.raw[name].item(), rel=1e-6)
         assert not first.raw[name].requires_grad
     assert set(first.gradient_norms) == {"detection", *names}
-    second = step(batch, 1.0)
+    second = step(batch, at(1.0))
     assert second.gradient_norms == {}  # every term has moved the student: not measured again before step 200
     # The same numbers as a backward pass of its own gives, on the student without its head.
     step.eval()
     torch.manual_seed(0)
     step.zero_grad()
-    step(batch, 1.0).weighted["attention_kd_loss"].backward()
+    step(batch, at(1.0)).weighted["attention_kd_loss"].backward()
     trunk = [p.grad for name, p in step.detector.named_parameters() if not name.startswith("bbox_head")]
     alone = torch.stack([grad.norm() for grad in trunk if grad is not None]).norm().item()
     step.weights.step = 0
     with torch.no_grad():
-        assert step(batch, 1.0).gradient_norms == {}  # evaluation measures nothing
-    measured = gradient_norms({"attention": step(batch, 1.0).weighted["attention_kd_loss"]}, step._trunk())
+        assert step(batch, at(1.0)).gradient_norms == {}  # evaluation measures nothing
+    measured = gradient_norms({"attention": step(batch, at(1.0)).weighted["attention_kd_loss"]}, step._trunk())
     assert measured["attention"] == pytest.approx(alone, rel=1e-5)
 
 
@@ -268,17 +264,38 @@ def test_an_auto_weight_gives_the_wanted_ratio_of_gradients(
         }
     )
     step = step_of(teacher, tiny_model_config(), tiny_spec, config).train()
-    assert step(batch, 0.0).weighted["heatmap_kd_loss"] == 0  # not measured yet
-    losses = step(batch, 0.1)
+    assert step(batch, at(0.0)).weighted["heatmap_kd_loss"] == 0  # not measured yet
+    losses = step(batch, at(0.1))
     detection = losses.weighted["heatmap_loss"] + losses.weighted["box_loss"]
     norms = gradient_norms({"detection": detection, "kd": losses.weighted["heatmap_kd_loss"]}, step._trunk())
     assert norms["kd"] / norms["detection"] == pytest.approx(0.5, rel=1e-4)
-    assert step(batch, 0.2).weights == losses.weights
+    assert step(batch, at(0.2)).weights == losses.weights
 
 
 def test_a_tap_that_reaches_nothing_stops_the_run_by_name(step: DistillationStep, batch: dict[str, Any]) -> None:
     for name, parameter in step.detector.named_parameters():
-        if not name.startswith("bbox_head"):
-            parameter.requires_grad_(False)
-    with pytest.raises(DeadTermError, match="distillation term feature is not connected to the student"):
-        step.train()(batch, 1.0)
+        parameter.requires_grad_(name.startswith("bbox_head"))
+    with pytest.raises(UsageError, match="tap 'pts_neck' of the student carries no gradient"):
+        step.train()(batch, at(1.0))
+    attention = step.terms["attention"]
+    attention.forward = lambda view: view.teacher_maps["heatmap"].mean()
+    for parameter in step.detector.parameters():
+        parameter.requires_grad_(True)
+    with pytest.raises(DeadTermError, match="distillation term attention is not connected to the student"):
+        step.train()(batch, at(1.0))
+
+
+def test_a_stage_switches_terms_off_with_their_parameters(
+    teacher: FrozenTeacher, tiny_model_config: MakeConfig, tiny_spec: GraphSpec, batch: dict[str, Any]
+) -> None:
+    step = step_of(teacher, tiny_model_config(), tiny_spec, all_losses()).train()
+    stages = {(): set(), ("heatmap", "contrast"): {"heatmap", "contrast"}, ("feature",): {"feature"}}
+    for terms, expected in {**stages, None: {"heatmap", "feature", "attention", "contrast"}}.items():
+        stage = replace(ALL_ON, terms=terms)
+        step.begin_stage(stage)
+        losses = step(batch, at(0.5, stage))
+        assert set(losses.weighted) == {"heatmap_loss", "box_loss"} | {f"{name}_kd_loss" for name in expected}
+        assert set(losses.raw) == set(losses.weights) == expected
+        for name, module in step.terms.items():
+            assert all(value.requires_grad == stage.has_term(name) for value in module.parameters())
+        assert all(value.requires_grad for value in step.detector.parameters())

@@ -111,6 +111,14 @@ def test_what_the_truth_has_is_not_added(tiny_spec: GraphSpec, box: list[float],
     assert added(targets, truth)["cell"].numel() == int(is_new)
 
 
+def test_a_confusion_of_classes_is_no_label_where_that_is_asked_for(tiny_spec: GraphSpec) -> None:
+    truth = truth_of(tiny_spec, {"car": CAR})
+    found = detections([(CAR, 0.7, "truck"), (moved(CAR, 1.5, 1.4), 0.6, "truck"), (BUS, 0.5, "bus")])
+    assert added(labels_for(tiny_spec)(truth, *found), truth)["mask"][:, 0].tolist() == pytest.approx([0.7, 0.6, 0.5])
+    strict = labels_for(tiny_spec, match="any")(truth, *found)
+    assert added(strict, truth)["mask"][:, 0].tolist() == pytest.approx([0.6, 0.5])
+
+
 def test_objects_of_two_classes_in_one_cell_are_both_known(tiny_spec: GraphSpec) -> None:
     truth = truth_of(tiny_spec, {"car": CAR, "pedestrian": CAR})
     found = detections([(CAR, 0.7, "car"), (CAR, 0.7, "pedestrian"), (CAR, 0.7, "bicycle")])

@@ -59,7 +59,7 @@ def test_measured_weights_are_part_of_the_state() -> None:
         weights.advance()
     fresh.load_state_dict(weights.state_dict())
     assert fresh.weight("feature") == weights.weight("feature") == 0.25
-    assert (fresh.step, fresh.checked_steps, fresh.measured) == (weights.step, weights.checked_steps, weights.measured)
+    assert (fresh.step, fresh.measured) == (weights.step, weights.measured)
     for both in (weights, fresh):
         both.observe({"heatmap": 1.0, "feature": 16.0}, 2.0)
     assert fresh.weight("feature") == weights.weight("feature") == 0.125
@@ -87,6 +87,24 @@ def test_norms_are_measured_until_all_live_then_now_and_then() -> None:
             weights.observe({"heatmap": 1.0, "feature": float(step > 1)}, 1.0)
         weights.advance()
     assert wanted == [True, True, True, False, True, False, False, False, True]
+
+
+def test_a_term_that_a_stage_switches_on_later_is_measured_then() -> None:
+    """Calibration and the search for dead terms count the steps in which a term is on."""
+    weights = weights_of(10.0, {"auto": 0.5}, calibration={"first_step": 2, "steps": 2}, log_gradients_every=0)
+    for step in range(30):
+        assert weights.wants_norms(["heatmap"]) == (step in (0, 2, 3))
+        if weights.wants_norms(["heatmap"]):
+            weights.observe({"heatmap": 1.0}, 2.0)
+        weights.advance(["heatmap"])
+    assert weights.weight("feature") == 0.0
+    assert not weights.wants_norms([])
+    seen = []
+    for norm in (100.0, 100.0, 4.0, 16.0, 1000.0):
+        weights.observe({"heatmap": 1.0, "feature": norm}, 2.0)
+        seen.append(weights.weight("feature"))
+        weights.advance(["heatmap", "feature"])
+    assert seen == pytest.approx([0.0, 0.0, 0.25, 0.125, 0.125])
 
 
 def test_a_term_that_never_moves_the_student_stops_the_run_by_name() -> None:
