@@ -31,10 +31,11 @@ from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.synthetic import write_dataset
+from bevkd_deploy.distill.progress import Progress
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.detector import parameter_count
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.distill import distillation_step
+from bevkd_deploy.pipelines.distill import distillation_step, tap_report
 from bevkd_deploy.pipelines.teacher_cache import frozen_teacher
 from bevkd_deploy.pipelines.training import training_frames
 from bevkd_deploy.teachers.cache import CachedTeacher
@@ -107,7 +108,7 @@ def distilling(
 ) -> Run:
     """One optimisation step with the recipe's losses."""
     student = build_detector(recipe.student.model, recipe.student_spec(), 0)
-    return optimisation(distillation_step(recipe, student, teacher, frames), recipe, batch)
+    return optimisation(distillation_step(recipe, student, teacher, tap_report(recipe, frames)), recipe, batch)
 
 
 def training_step(recipe: Recipe, batch: dict[str, Any]) -> Run:
@@ -125,7 +126,7 @@ def optimisation(step: nn.Module, recipe: Recipe, batch: dict[str, Any]) -> Run:
     def run() -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"):
-            losses = step(batch, _PROGRESS)
+            losses = step(batch, Progress.at(_PROGRESS))
         torch.stack(list(losses.weighted.values())).sum().backward()
         nn.utils.clip_grad_norm_(step.parameters(), train.max_grad_norm)
         optimizer.step()
