@@ -4,8 +4,9 @@ python benchmarks/distill/measure.py FOLDER
 python benchmarks/distill/measure.py FOLDER --sizes quickstart --rounds 30
 
 Everything runs on one thread of a CPU, in turn within each round, in the recipe's precision, on the same batch. A step
-is forward, backward, clipping and AdamW. Ratios are taken within a round; the middle one counts. Worlds and cached maps
-go into FOLDER. Writes results.json beside this file; sizes that are not measured keep their figures.
+is forward, backward, clipping and AdamW. Times are the process's CPU seconds, so that other work on the machine counts
+less. Ratios are taken within a round; the middle one counts. Worlds and cached maps go into FOLDER. Writes results.json
+beside this file; sizes that are not measured keep their figures.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.synthetic import write_dataset
+from bevkd_deploy.distill.progress import Progress
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.detector import parameter_count
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.distill import distillation_step
+from bevkd_deploy.pipelines.distill import distillation_step, tap_report
 from bevkd_deploy.pipelines.teacher_cache import frozen_teacher
 from bevkd_deploy.pipelines.training import training_frames
 from bevkd_deploy.teachers.cache import CachedTeacher
@@ -106,7 +108,7 @@ def distilling(
 ) -> Run:
     """One optimisation step with the recipe's losses."""
     student = build_detector(recipe.student.model, recipe.student_spec(), 0)
-    return optimisation(distillation_step(recipe, student, teacher, frames), recipe, batch)
+    return optimisation(distillation_step(recipe, student, teacher, tap_report(recipe, frames)), recipe, batch)
 
 
 def training_step(recipe: Recipe, batch: dict[str, Any]) -> Run:
@@ -124,7 +126,7 @@ def optimisation(step: nn.Module, recipe: Recipe, batch: dict[str, Any]) -> Run:
     def run() -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"):
-            losses = step(batch, _PROGRESS)
+            losses = step(batch, Progress.at(_PROGRESS))
         torch.stack(list(losses.weighted.values())).sum().backward()
         nn.utils.clip_grad_norm_(step.parameters(), train.max_grad_norm)
         optimizer.step()
@@ -133,14 +135,14 @@ def optimisation(step: nn.Module, recipe: Recipe, batch: dict[str, Any]) -> Run:
 
 
 def in_turn(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round; two rounds before them do not count. Every second round runs backwards."""
+    """CPU seconds of each run in each round; two rounds before them do not count. Every second round runs backwards."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(-2, rounds):
         for name in list(runs) if number % 2 else reversed(runs):
-            start = time.perf_counter()
+            start = time.process_time()
             runs[name]()
             if number >= 0:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
     return times
 
 
@@ -168,16 +170,18 @@ def ratios(times: dict[str, list[float]], log_gradients_every: int) -> dict[str,
 
 
 def frame_times(frames: FrameDataset, store: MapStore, rounds: int) -> dict[str, Any]:
-    """Milliseconds to prepare a frame for both networks, and where the teacher's maps are known."""
+    """CPU milliseconds to prepare a frame for both networks, and where the teacher's maps are known."""
     known = frames.content_of(0)
     assert known in store
     times: dict[str, list[float]] = {"both_networks": [], "teacher_left_out": []}
-    for _ in range(rounds):
-        for name, left_out in (("both_networks", ()), ("teacher_left_out", store)):
+    for number in range(-2, rounds):
+        both = [("both_networks", ()), ("teacher_left_out", store)]
+        for name, left_out in both if number % 2 else reversed(both):
             frames.leave_out("teacher", left_out)
-            start = time.perf_counter()
+            start = time.process_time()
             frames[0]
-            times[name].append(1000 * (time.perf_counter() - start))
+            if number >= 0:
+                times[name].append(1000 * (time.process_time() - start))
     frames.leave_out("teacher", ())
     return {name: summary(values) for name, values in times.items()}
 

@@ -31,7 +31,9 @@ class Projector(nn.Module):
 
     def forward(self, student: Tensor) -> Tensor:
         """[B, Cs, Y, X] -> [B, Ct, Y, X]."""
-        projected: Tensor = self.norm(self.conv(student))
+        # As a product of rows with channels last: on a CPU a 1x1 convolution takes twice as long or more.
+        cells = nn.functional.linear(student.permute(0, 2, 3, 1), self.conv.weight.flatten(1))
+        projected: Tensor = self.norm(cells.permute(0, 3, 1, 2))
         return projected
 
 

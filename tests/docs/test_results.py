@@ -37,14 +37,22 @@ def test_the_teacher_record_is_of_the_committed_weights() -> None:
     assert record["mAP"] >= 0.45
 
 
-def test_the_readme_quotes_the_measured_gain() -> None:
-    result = read_json(ROOT / "benchmarks" / "distillation" / "results.json", "result")
+def test_the_study_of_distillation_is_what_its_page_and_the_readme_say() -> None:
+    folder = ROOT / "benchmarks" / "distill_gain"
+    result = read_json(folder / "results.json", "result")
+    publish = runpy.run_path(str(folder / "publish.py"))
+    page = ROOT / "docs" / "results" / "distillation.md"
+    assert publish["page"](result) == page.read_text(encoding="utf-8"), "run: python benchmarks/distill_gain/publish.py"
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(result["seeds"]) >= 3
-    figures = [*result["mean_mAP"].values(), *result["std_mAP"].values()]
-    figures += [result["gain_mAP"]["min"], result["gain_mAP"]["max"]]
-    for figure in figures:
-        assert f"{figure:.3f}" in text
+    assert result["environment"]["commit"] and result["environment"]["dirty"] is False
+    for arm in ("alone", "mix"):
+        assert f"{sum(result['arms'][arm]['mAP']) / len(result['seeds']):.3f}" in text
+    mean, low, _ = publish["gains"](result, "mix")["closed"]
+    assert f"{100 * mean:.0f} %" in text
+    assert mean >= 0.5 and low > 0
+    for arm in result["arms"].values():
+        assert len(arm["mAP"]) == len(result["seeds"])
 
 
 def test_the_evaluation_page_quotes_the_measured_speed() -> None:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 def attention_map(features: Tensor, weight: Tensor | None = None) -> Tensor:
     """Energy per cell, times a weight [B, Y, X], flattened and scaled to unit length: [B, C, Y, X] -> [B, Y * X]."""
-    energy = features.float().pow(2).mean(dim=1)
+    # The fused norm reads half-precision maps as they are and accumulates in FP32.
+    wide = torch.promote_types(features.dtype, torch.float32)
+    energy = torch.linalg.vector_norm(features, dim=1, dtype=wide).pow(2) / features.shape[1]
     if weight is not None:
         energy = energy * weight
     return torch.nn.functional.normalize(energy.flatten(1), dim=1)

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from bevkd_deploy.contracts.recipe_distill import ContrastLossConfig
 from bevkd_deploy.distill.gathering import gather_rows, own_rows
 from bevkd_deploy.distill.losses.cell_sampling import SampledCells, sample_cells
-from bevkd_deploy.distill.losses.feature import standardize
+from bevkd_deploy.distill.losses.feature import cell_rows, standardize
 from bevkd_deploy.distill.losses.scene import NO_CLASS, BevScene
 from bevkd_deploy.distill.projectors import build_projector
 
 _NEAR_M = 2.0
+_BARRED = -1e30  # exp of it is 0
 _EMPTY_SLOT = -2  # a class that no cell has
 
 
@@ -64,18 +65,19 @@ class DenseContrastLoss(nn.Module):
             )
         # exp(1 / 0.07) overflows half precision, so the whole term is FP32 under any autocast.
         with torch.autocast(student.device.type, enabled=False):
-            return self._contrast(student.float(), teacher.detach().float(), scene)
+            return self._contrast(student, teacher.detach(), scene)
 
     def _contrast(self, student: Tensor, teacher: Tensor, scene: BevScene) -> Tensor:
         cells = sample_cells(scene, self.config.cells_per_sample)
-        queries = self.embed(student.flatten(2).transpose(1, 2)[cells.frame, cells.cell])  # [M, D]
+        rows = cells.frame * scene.instance[0].numel() + cells.cell
+        queries = self.embed(cell_rows(student).index_select(0, rows).float())  # [M, D]
         queries = nn.functional.normalize(queries, dim=1)
-        keys = standardize(teacher).flatten(2).transpose(1, 2)[cells.frame, cells.cell] @ self.teacher_projection
+        keys = standardize(cell_rows(teacher)).index_select(0, rows) @ self.teacher_projection
         keys = nn.functional.normalize(keys, dim=1)
 
         # Keys and classes of every process in one tensor, exact in FP32, so that they are gathered once.
-        rows = torch.cat([keys, cells.class_id[:, None].float()], dim=1)
-        own, everywhere = own_rows(rows), gather_rows(rows)
+        mine = torch.cat([keys, cells.class_id[:, None].float()], dim=1)
+        own, everywhere = own_rows(mine), gather_rows(mine)
         queued = torch.cat([self.keys, self.key_class[:, None].float()], dim=1)
         far = torch.cat([everywhere[: own.start], everywhere[own.stop :], queued])  # of other frames, [N, D + 1]
         far_class = far[:, -1].long()
@@ -83,13 +85,15 @@ class DenseContrastLoss(nn.Module):
             [self._too_alike(cells, scene), self._same_class(cells.class_id, far_class) | (far_class == _EMPTY_SLOT)],
             dim=1,
         )
-        logits = queries @ torch.cat([keys, far[:, :-1]]).T / self.config.temperature  # [M, M + N]
-        logits = logits.masked_fill(excluded, float("-inf"))
+        # Added, not filled in: to fill in where a mask is true takes as long as the product itself.
+        barred = excluded.float() * _BARRED
+        logits = torch.addmm(barred, queries / self.config.temperature, torch.cat([keys, far[:, :-1]]).T)  # [M, M + N]
         if self.training:
             self._enqueue(everywhere[:, :-1], everywhere[:, -1].long())
         if not len(queries):
             return queries.sum()
-        missed = logits.logsumexp(dim=1) - logits.diagonal()
+        own_key = torch.arange(len(queries), device=queries.device)
+        missed = nn.functional.cross_entropy(logits, own_key, reduction="none")
         has_negatives = (~excluded).sum(dim=1) > 1  # more than its positive
         return (missed * has_negatives).sum() / has_negatives.sum().clamp(min=1)
 

@@ -15,8 +15,18 @@ Weighting = Literal["gaussian", "box_area"]
 _LEAST_WEIGHT = 1e-6
 
 
+def cell_rows(features: Tensor) -> Tensor:
+    """A map as rows of cells: [B, C, Y, X] -> [B * Y * X, C].
+
+    Convolutions on a CPU leave maps with the channels last in memory; then this is a view. Rows keep that order through
+    the backward pass too, where reductions over channels would otherwise hand the batch norm gradients in the other
+    order, which takes it fifteen times as long.
+    """
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
 def standardize(features: Tensor) -> Tensor:
-    """Zero mean and unit deviation per channel over batch and cells: [B, C, Y, X]."""
+    """Zero mean and unit deviation per channel: [B, C, Y, X] over batch and cells, or [N, C] over rows."""
     # Batch statistics without scale and offset: the fused kernel takes a fifth of the time of mean and std.
     return nn.functional.batch_norm(features.float(), None, None, training=True, eps=1e-6)
 
@@ -61,11 +71,12 @@ class FeatureImitationLoss(nn.Module):
         Returns:
             Scalar; 0 when the projected student is the teacher up to scale and offset of each channel.
         """
+        projected = cell_rows(self.projector(student))  # a layer of the student: in its precision
         with torch.autocast(student.device.type, enabled=False):  # statistics and squares leave half precision
-            projected = standardize(self.projector(student.float()))
-            difference = (projected - standardize(teacher.detach())).pow(2).mean(dim=1) / 2
-            weight = self._weight(foreground.float().amax(dim=1))
-            return torch.sum(difference * weight) / weight.sum().clamp(min=_LEAST_WEIGHT)
+            projected, wanted = standardize(projected), standardize(cell_rows(teacher.detach()))
+            difference = nn.functional.mse_loss(projected, wanted, reduction="none").mean(dim=1) / 2  # [B * Y * X]
+            weight = self._weight(foreground.float().amax(dim=1)).flatten()
+            return torch.dot(difference, weight) / weight.sum().clamp(min=_LEAST_WEIGHT)
 
     def _weight(self, foreground: Tensor) -> Tensor:
         """Weight of each cell [B, Y, X]."""

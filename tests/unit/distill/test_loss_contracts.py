@@ -127,7 +127,9 @@ def test_autocast_changes_nothing(tiny_spec: GraphSpec, name: str, dtype: torch.
     with torch.autocast("cpu", dtype=dtype):
         loss = _losses()[name](leaf, halves[1], targets)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    # A projector is a layer of the student, so it rounds as the student's layers do.
+    tolerance = 1e-3 if name.startswith("feature") else 1e-5
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     loss.backward()
     assert all(torch.isfinite(value.grad).all() for value in leaf.values() if value.grad is not None)
 

@@ -152,6 +152,9 @@ def test_a_recipe_that_teaches_nothing_is_refused() -> None:
             DistillConfig.model_validate({"losses": losses})
     with pytest.raises(ValueError, match=r"a weight is a number or \{auto: RATIO\}"):
         weights_of({"fixed": 1.0, "auto": 2.0})
+    for wrong in ("heavy", True, [1.0], None):
+        with pytest.raises(ValueError, match=r"must be a number or \{auto: RATIO\}, got"):
+            weights_of(wrong)
     with pytest.raises(ValueError, match="stop_fraction 0.1 must be greater than warmup_fraction 0.2"):
         weights_of(warmup_fraction=0.2, stop_fraction=0.1)
 
