@@ -21,6 +21,7 @@ from bevkd_deploy.contracts.recipe_distill import (
 )
 from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
 from bevkd_deploy.distill.losses.feature import FeatureImitationLoss
+from bevkd_deploy.distill.progress import Progress
 from bevkd_deploy.distill.projectors import LinearEmbedding, MlpProjector, Projector, build_projector
 from bevkd_deploy.distill.step import DistillationStep
 from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
@@ -129,7 +130,7 @@ def trained(
         step = DistillationStep(student, teacher, distill, report_taps(*networks, distill)).train()
         optimizer = torch.optim.SGD(step.parameters(), 0.1)
         before = {name: tensor.clone() for name, tensor in step.named_parameters() if name.startswith("terms")}
-        sum(step(batch, 1.0).weighted.values()).backward()
+        sum(step(batch, Progress.at(1.0)).weighted.values()).backward()
         optimizer.step()
         moved = {name for name, tensor in step.named_parameters() if name in before and not same(tensor, before[name])}
         # They are in the optimizer. (The gain of a last norm has no gradient: the feature loss standardises it away.)
