@@ -68,7 +68,7 @@ class HeatmapLossConfig(TermConfig):
 class QualityFocalLossConfig(TermConfig):
     """Heatmap KD by the quality focal loss (CRKD): the teacher's probabilities as soft labels."""
 
-    weight: TermWeight = fixed_weight(1.0)
+    weight: TermWeight = fixed_weight(20.0)
     beta: Weight = Field(2.0, description="how strongly agreement silences a cell")
     beyond_truth: Fraction = Field(
         0.0,
@@ -79,7 +79,7 @@ class QualityFocalLossConfig(TermConfig):
 class BoxLossConfig(TermConfig):
     """Box KD: L1 between both networks' regression maps, times the teacher's score; needs one BEV grid."""
 
-    weight: TermWeight = fixed_weight(0.2)
+    weight: TermWeight = fixed_weight(1.0)
     peak_score: Fraction | None = Field(
         0.25, description="the teacher's peaks of at least this score teach too; null: ground-truth cells alone"
     )
@@ -131,7 +131,7 @@ class TapLossConfig(TermConfig):
 class FeatureLossConfig(TapLossConfig):
     """Channel-standardised feature imitation (PKD) with foreground weighting."""
 
-    weight: TermWeight = fixed_weight(2.0)
+    weight: TermWeight = fixed_weight(10.0)
     projector: Literal["conv", "mlp", "linear"] = Field(
         "conv", description="student side: 1x1 convolution and norm, two of them with ReLU, or a plain linear map"
     )
@@ -147,7 +147,7 @@ class FeatureLossConfig(TapLossConfig):
 class AttentionLossConfig(TapLossConfig):
     """Attention transfer: L2-normalised energy maps."""
 
-    weight: TermWeight = fixed_weight(1.0)
+    weight: TermWeight = fixed_weight(10.0)
     background: Weight | None = Field(
         None, description="compare on objects alone but for this weight of other cells; absent: all cells alike"
     )
@@ -156,7 +156,7 @@ class AttentionLossConfig(TapLossConfig):
 class ContrastLossConfig(TapLossConfig):
     """Dense BEV contrast (CRD over cells, with a queue of teacher keys)."""
 
-    weight: TermWeight = fixed_weight(0.2)
+    weight: TermWeight = fixed_weight(0.5)
     space: Literal["bev"] = Field("bev", description="cells are told apart by what stands in them")
     projector: Literal["linear", "mlp"] = Field("linear", description="embedding of the student's cells")
     temperature: Annotated[float, Field(gt=0)] = 0.07

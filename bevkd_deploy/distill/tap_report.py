@@ -110,11 +110,11 @@ class TapReport:
 
     Attributes:
         pairs: by the loss's name, in the order of the two paths' matches.
-        heatmaps: of both networks.
+        heatmaps: of both networks; None where there were no taps to look at, so that nothing was run.
     """
 
     pairs: dict[str, tuple[TapPair, ...]]
-    heatmaps: TapPair
+    heatmaps: TapPair | None
 
     def taps(self, role: Literal["student", "teacher"], losses: Collection[str] | None = None) -> tuple[str, ...]:
         """Every tap of one network, once; with `losses`, of these losses alone."""
@@ -124,7 +124,7 @@ class TapReport:
 
     def rows(self) -> list[tuple[str, str, TapInfo]]:
         """(loss, role, tap) of each line of the table; the heatmaps first."""
-        named = [("heatmap", self.heatmaps)]
+        named = [("heatmap", self.heatmaps)] if self.heatmaps else []
         named += [(name, pair) for name, pairs in self.pairs.items() for pair in pairs]
         return [(name, role, getattr(pair, role)) for name, pair in named for role in ("student", "teacher")]
 

@@ -16,7 +16,7 @@ from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.distill import processes
 from bevkd_deploy.distill.inheritance import InheritanceReport, inherit
 from bevkd_deploy.distill.step import DistillationStep
-from bevkd_deploy.distill.tap_report import TappedNetwork, TapReport, report_taps
+from bevkd_deploy.distill.tap_report import TappedNetwork, TapReport, report_taps, tap_losses
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
@@ -112,6 +112,8 @@ def tap_report(recipe: Recipe, dataset: FrameDataset) -> TapReport:
     Raises:
         UsageError: a tap does not fit (see `report_taps`).
     """
+    if not tap_losses(recipe.distill):
+        return TapReport({}, None)
     inputs = collate([dataset[0]])["inputs"]
     student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
     teacher = build_detector(recipe.teacher.model, recipe.teacher_spec(), recipe.seed)

@@ -19,6 +19,7 @@ from bevkd_deploy.contracts.recipe_loader import load_recipe
 from bevkd_deploy.data.dataset import collate
 from bevkd_deploy.distill.progress import Progress
 from bevkd_deploy.distill.step import DistillationStep
+from bevkd_deploy.distill.tap_report import TapReport
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.distill import distill
@@ -154,7 +155,7 @@ def test_the_cache_changes_losses_and_gradients_by_rounding_alone(
 
     def gradients(teacher: FrozenTeacher | CachedTeacher) -> tuple[float, Tensor]:
         student = build_detector(recipe.student.model, recipe.student_spec(), 0)
-        step = DistillationStep(student, teacher, recipe.distill, {"student": {}, "teacher": {}})
+        step = DistillationStep(student, teacher, recipe.distill, TapReport({}, None))
         loss = step.train()(batch, Progress.at(1.0)).weighted["heatmap_kd_loss"]
         loss.backward()
         found = [parameter.grad.flatten() for parameter in student.parameters() if parameter.grad is not None]
