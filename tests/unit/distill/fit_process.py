@@ -27,7 +27,6 @@ from bevkd_deploy.distill import event_log, processes, training_state
 from bevkd_deploy.distill.loop import LoopHooks, fit
 from bevkd_deploy.distill.step import DistillationStep, TrainingStep
 from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
-from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
 from bevkd_deploy.distill.training_state import TrainingState
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.teachers.frozen import FrozenTeacher
