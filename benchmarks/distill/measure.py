@@ -33,6 +33,7 @@ from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.synthetic import write_dataset
 from bevkd_deploy.distill.progress import Progress
 from bevkd_deploy.distill.step import TrainingStep
+from bevkd_deploy.models.center_head import BOX_MAPS
 from bevkd_deploy.models.detector import parameter_count
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.distill import distillation_step, tap_report
@@ -47,7 +48,6 @@ HERE = Path(__file__).resolve().parent
 SIZES = {"quickstart": ("quickstart", 4), "orin_small": ("standard", 1)}
 #: After the ramp of the added terms and before their end.
 _PROGRESS = 0.5
-_CACHED = ("heatmap",)
 
 Run = Callable[[], object]
 
@@ -60,14 +60,13 @@ def measure_size(name: str, folder: Path, rounds: int) -> dict[str, Any]:
         write_dataset(root, profile=profile, train_scenes=1, val_scenes=1, seed=0)
     data = ["data={source: nuscenes, root: " + str(root) + ", version: v1.0-trainval}"]
     full = load_recipe(name, data).recipe
-    rest = {loss: None for loss in full.distill.losses.enabled() if loss not in _CACHED}
-    heads = load_recipe(name, [*data, *(f"distill.losses.{loss}=null" for loss in rest)]).recipe
+    heads = load_recipe(name, [*data, *(f"distill.losses.{loss}=null" for loss in full.distill.feature_terms())]).recipe
     specs = {"student": full.student_spec(), "teacher": full.teacher_spec()}
     frames = training_frames(full, root, full.student.train, specs, Console(quiet=True))
     positions = list(range(batch_size))
     batch = collate([frames[position] for position in positions])
     live = frozen_teacher(full, build_detector(full.teacher.model, full.teacher_spec(), 0))
-    cached = cached_teacher(live, folder / f"maps-{name}", frames)
+    cached = cached_teacher(live, folder / f"maps-{name}", heads.distill.teacher_maps(("heatmap", *BOX_MAPS)), frames)
     runs = {
         "teacher_forward": lambda: live(batch["inputs"]["teacher"], positions),
         "plain_step": training_step(full, batch),
@@ -92,10 +91,10 @@ def measure_size(name: str, folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def cached_teacher(live: FrozenTeacher, folder: Path, frames: FrameDataset) -> CachedTeacher:
+def cached_teacher(live: FrozenTeacher, folder: Path, maps: tuple[str, ...], frames: FrameDataset) -> CachedTeacher:
     """The teacher with an empty cache of its own; it is full after a step."""
     shutil.rmtree(folder, ignore_errors=True)
-    return CachedTeacher(live, MapStore(folder, "benchmark", _CACHED, torch.float16, write_at_bytes=0), frames)
+    return CachedTeacher(live, MapStore(folder, "benchmark", maps, torch.float16, write_at_bytes=0), frames)
 
 
 def log_every(recipe: Recipe, steps: int) -> Recipe:

@@ -1,11 +1,9 @@
 """What distillation gives: one student, schedule and budget, without a teacher and with each way of teaching.
 
 python benchmarks/distill_gain/measure.py FOLDER --seeds 0 1 2 --lanes 2
-python benchmarks/distill_gain/measure.py FOLDER --arms scan --seeds 0 --lanes 2
 
 The teacher is trained into FOLDER first. Runs that are already finished in the folder are not run again. The arms stand
-in arms.yaml (the study) and scan.yaml (weights on a logarithmic scale). Writes results.json or scan.json beside this
-file; publish.py makes the page of both.
+in arms.yaml. Writes results.json beside this file; publish.py makes the page of it.
 """
 
 from __future__ import annotations
@@ -43,8 +41,7 @@ from bevkd_deploy.pipelines.training import TrainingJob, job_key, run_training, 
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "recipe.yaml"
-#: What is measured, and where the figures go.
-STUDIES = {"arms": "results.json", "scan": "scan.json"}
+ARMS = HERE / "arms.yaml"
 _LATENCY_FRAMES, _LATENCY_ROUNDS = 20, 6
 
 
@@ -77,7 +74,7 @@ class Lane:
         """Train and evaluate one student; its figures stand in `result.json` too."""
         loaded = recipe_of(arm, seed)
         key = job_key(recipe=loaded.digest, distill=arm is not None)
-        folder = self.folder / f"run-{key[:12]}"  # by what it is: studies share the runs that they have in common
+        folder = self.folder / f"run-{key[:12]}"  # by what it is: an arm of another name is not run again
         result_file = folder / "result.json"
         if result_file.is_file():
             kept: dict[str, Any] = read_json(result_file, "result")
@@ -156,12 +153,11 @@ def main() -> None:
     """Train what is missing, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--arms", choices=sorted(STUDIES), default="arms")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lanes", type=int, default=2, help="processes of one thread each")
     given = parser.parse_args()
     console = Console()
-    arms: dict[str, dict[str, Any] | None] = yaml.safe_load((HERE / f"{given.arms}.yaml").read_text(encoding="utf-8"))
+    arms: dict[str, dict[str, Any] | None] = yaml.safe_load(ARMS.read_text(encoding="utf-8"))
     teacher_of(given.folder, console)
     runs = [(name, arm, seed) for seed in given.seeds for name, arm in arms.items()]
     context = multiprocessing.get_context("spawn")
@@ -192,7 +188,7 @@ def main() -> None:
             for name, arm in arms.items()
         },
     }
-    write_json(HERE / STUDIES[given.arms], result)
+    write_json(HERE / "results.json", result)
 
 
 if __name__ == "__main__":

@@ -86,19 +86,6 @@ def settings_list(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def scan_table(scan: Result) -> str:
-    """Weights on a logarithmic scale, one seed each."""
-    head = ["term", "weight", "mAP", "gain"]
-    alone = scan["arms"]["alone"]["mAP"][0]
-    rows = []
-    for name, arm in scan["arms"].items():
-        if arm["distill"] is None:
-            continue
-        term, weight = name.split("@")
-        rows.append([term, weight, f"{arm['mAP'][0]:.3f}", f"{arm['mAP'][0] - alone:+.3f}"])
-    return _table(head, rows)
-
-
 def plot(result: Result) -> str:
     """One row an arm: a dot a seed and a bar at the mean, between the student alone and the teacher."""
     names = list(result["arms"])
@@ -127,7 +114,6 @@ def page(result: Result) -> str:
         "arms": arms_table(result),
         "networks": networks_table(result),
         "settings": settings_list(result),
-        "scan": scan_table(read_json(HERE / "scan.json", "result")),
         "alone": f"{np.mean(alone):.3f}",
         "mix": f"{np.mean(result['arms']['mix']['mAP']):.3f}",
         "teacher": f"{result['teacher']['mAP']:.3f}",

@@ -25,7 +25,7 @@ def torchrun(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
             "-m", "bevkd_deploy.cli.main", *args,
         ],
-        cwd=folder, capture_output=True, text=True, timeout=600, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=1800, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "160"},
     )  # fmt: skip
 
