@@ -31,7 +31,8 @@ def taps_of(out: str) -> dict[tuple[str, str, str], str]:
 
 
 def test_one_frame_of_the_data_is_looked_at(folder: Path, bevkd: Callable[..., Any]) -> None:
-    losses = ("distill.losses.attention.student=pts_backbone[1]", "distill.losses.attention.teacher=pts_backbone[0]")
+    attention = "distill.losses.attention={student: 'pts_backbone[1]', teacher: 'pts_backbone[0]'}"
+    losses = (attention, "distill.losses.contrast={}")
     done = bevkd("distill", *QUICKSTART, *losses, cwd=folder)
     text = done.err + done.out
     assert re.search(r"one forward pass on frame \w+ of the training split", text)

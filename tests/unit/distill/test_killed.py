@@ -43,7 +43,7 @@ def test_killed_again_and_again(job: Callable[..., dict[str, Any]], tmp_path: Pa
     assert done.returncode == 0, done.stderr
     whole = load(tmp_path / "whole" / "state.pt")
     assert whole["step"] == 12 and whole["scaler"]["scale"] > 1 and whole["average"]["updates"] > 6
-    assert int(whole["module"]["terms.contrast.cursor"]) > 0
+    assert int(whole["module"]["terms.contrast.loss.cursor"]) > 0
 
     cut = tmp_path / "cut"
     for number, (die, step, leftovers) in enumerate(DEATHS):
