@@ -35,10 +35,10 @@ def gains(result: Result, arm: str) -> dict[str, tuple[float, float, float]]:
 
 
 def arms_table(result: Result) -> str:
-    """One row an arm: mAP by seed, spread, gain, share of the gap closed, cost."""
+    """One row an arm: mAP by seed, spread, gain, share of the gap closed."""
     seeds = result["seeds"]
     head = ["arm", *(f"mAP, seed {seed}" for seed in seeds), "mean ± std", "gain (95 %)", "of the gap closed (95 %)"]
-    head += ["NDS", "s a run"]
+    head += ["NDS"]
     rows = []
     for name, arm in result["arms"].items():
         values = np.array(arm["mAP"])
@@ -49,10 +49,10 @@ def arms_table(result: Result) -> str:
             found = gains(result, name)
             row.append("{:+.3f} ({:+.3f} to {:+.3f})".format(*found["mAP"]))
             row.append("{:.0f} % ({:.0f} to {:.0f})".format(*(100 * value for value in found["closed"])))
-        rows.append([*row, f"{np.mean(arm['NDS']):.3f}", f"{np.mean(arm['seconds']):.0f}"])
+        rows.append([*row, f"{np.mean(arm['NDS']):.3f}"])
     teacher = result["teacher"]
     blanks = ["" for _ in seeds]
-    rows.append(["teacher", *blanks, f"{teacher['mAP']:.3f}", "", "", f"{teacher['NDS']:.3f}", ""])
+    rows.append(["teacher", *blanks, f"{teacher['mAP']:.3f}", "", "", f"{teacher['NDS']:.3f}"])
     return _table(head, rows)
 
 
