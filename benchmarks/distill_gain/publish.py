@@ -101,7 +101,8 @@ def plot(result: Result) -> str:
     )
     axes.set_yticks(range(len(names)), list(reversed(names)))
     axes.set_xlabel("mAP (line: teacher; dotted: student alone)", fontsize=9)
-    return svg_text(figure, "distill-gain") + "\n"
+    label = "mAP of every arm and seed, between the student alone and its teacher"
+    return svg_text(figure, "distill-gain").replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1) + "\n"
 
 
 def page(result: Result) -> str:
