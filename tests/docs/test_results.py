@@ -55,6 +55,12 @@ def test_the_study_of_distillation_is_what_its_page_and_the_readme_say() -> None
         assert len(arm["mAP"]) == len(result["seeds"])
 
 
+def test_a_distillation_step_costs_what_the_page_says() -> None:
+    ratios = read_json(ROOT / "benchmarks" / "distill" / "results.json", "result")["sizes"]["quickstart"]["ratios"]
+    assert ratios["full_to_teacher_and_plain"]["median"] <= 1.10
+    assert ratios["full_with_gradient_norms_logged"]["median"] <= 1.10
+
+
 def test_the_evaluation_page_quotes_the_measured_speed() -> None:
     folder = ROOT / "benchmarks" / "evaluation"
     result = read_json(folder / "results.json", "result")
