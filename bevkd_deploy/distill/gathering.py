@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from bevkd_deploy.distill import processes
+
 
 def gather_rows(tensor: Tensor) -> Tensor:
     """The rows of all processes, without gradient.
@@ -21,7 +23,7 @@ def gather_rows(tensor: Tensor) -> Tensor:
         [sum of N, ...], rank 0 first; on every process the same.
     """
     tensor = tensor.detach()
-    if world_size() == 1:
+    if processes.count() == 1:
         return tensor
     return _gather(tensor, _row_counts(tensor))
 
@@ -32,7 +34,7 @@ def gather_rows_with_gradient(tensor: Tensor) -> Tensor:
     A loss over all rows, computed alike on every process, then has the gradient of one process with the whole batch,
     because DDP divides the sum of the processes' parameter gradients by their number.
     """
-    if world_size() == 1:
+    if processes.count() == 1:
         return tensor
     counts = _row_counts(tensor)
     everything = _gather(tensor.detach(), counts)
@@ -43,19 +45,14 @@ def gather_rows_with_gradient(tensor: Tensor) -> Tensor:
 
 def own_rows(tensor: Tensor) -> slice:
     """Where this process's rows stand in what `gather_rows` returns for the same tensor."""
-    if world_size() == 1:
+    if processes.count() == 1:
         return slice(0, len(tensor))
     return _slice(_row_counts(tensor))
 
 
-def world_size() -> int:
-    """Number of processes that train together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def _row_counts(tensor: Tensor) -> list[int]:
     own = torch.tensor([len(tensor)], device=tensor.device)
-    counts = [torch.empty_like(own) for _ in range(world_size())]
+    counts = [torch.empty_like(own) for _ in range(processes.count())]
     dist.all_gather(counts, own)
     return [int(count) for count in torch.cat(counts).tolist()]
 
@@ -83,4 +80,4 @@ class _MultiplyGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * world_size()
+        return gradients[0] * processes.count()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import DeadTermError
 from bevkd_deploy.contracts.recipe_distill import DistillConfig
+from bevkd_deploy.distill.processes import mean_over_processes
 
 #: Measured steps in which every term must have moved the student at least once. One batch can have nothing to teach,
 #: such as frames without objects; many in a row cannot.
@@ -149,7 +150,5 @@ def gradient_norms(losses: dict[str, Tensor], parameters: list[nn.Parameter]) ->
             )
         norms.append(torch.stack(torch._foreach_norm(reached)).double().norm() / scale)
     together = torch.stack(norms)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(together)
-        together /= torch.distributed.get_world_size()
+    together = mean_over_processes(together)
     return dict(zip(losses, together.tolist(), strict=True))
