@@ -113,9 +113,9 @@ class Lane:
 def load_teacher(folder: Path, loaded: LoadedRecipe) -> FusionDetector:
     """The trained teacher."""
     recipe = loaded.recipe
-    detector = build_detector(recipe.teacher.model, recipe.teacher_spec(), recipe.seed)
+    detector = build_detector(recipe.teacher.native_model, recipe.teacher_spec(), recipe.seed)
     weights = folder / "teacher" / "checkpoints" / "last.safetensors"
-    load_detector(weights, detector, recipe.teacher.model)
+    load_detector(weights, detector, recipe.teacher.native_model)
     return detector
 
 

@@ -66,6 +66,16 @@ class GraphSpec(BaseModel):
         return rows // self.bev_stride, columns // self.bev_stride
 
     @property
+    def bev_cell_m(self) -> float:
+        """Side of a cell of the BEV map."""
+        return self.pillar_size_m * self.bev_stride
+
+    @property
+    def axis_order(self) -> Literal["yx"]:
+        """Of its BEV maps: [B, C, Y, X]."""
+        return "yx"
+
+    @property
     def feature_shape_hw(self) -> tuple[int, int]:
         """Rows and columns of one camera's feature map."""
         return self.image_height_px // self.feature_stride, self.image_width_px // self.feature_stride

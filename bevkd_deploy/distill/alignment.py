@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,29 +10,10 @@ from torch import Tensor
 
 from bevkd_deploy.contracts.errors import UsageError
 from bevkd_deploy.contracts.recipe_distill import TapLayoutConfig
-from bevkd_deploy.geometry.grid import BevGrid
-
-AxisOrder = Literal["yx", "xy"]
+from bevkd_deploy.geometry.grid import BevGrid, BevLayout
 
 #: Relative tolerance of two cell sizes that should be one: a map has whole cells, a range is written with few digits.
 _CELL_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class BevLayout:
-    """What a BEV map covers.
-
-    Attributes:
-        grid: metric range and cell size.
-        axis_order: "yx" for [B, C, Y, X]; "xy" for maps drawn as [B, C, X, Y] (mmdet3d's BEVFusion heads).
-    """
-
-    grid: BevGrid
-    axis_order: AxisOrder = "yx"
-
-    def __str__(self) -> str:
-        (x0, x1), (y0, y1) = self.grid.x_range_m, self.grid.y_range_m
-        return f"x {x0:g}..{x1:g} m, y {y0:g}..{y1:g} m, cell {self.grid.cell_m:.4g} m"
 
 
 def tap_layout(

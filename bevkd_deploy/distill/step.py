@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.contracts.recipe_distill import DistillConfig
-from bevkd_deploy.distill.alignment import BevLayout, align, class_order
+from bevkd_deploy.distill.alignment import align, class_order
 from bevkd_deploy.distill.losses.boxes import require_same_grid
 from bevkd_deploy.distill.processes import mean_over_processes
 from bevkd_deploy.distill.progress import Progress, Stage
@@ -18,7 +18,7 @@ from bevkd_deploy.distill.taps import Taps
 from bevkd_deploy.distill.teacher_labels import TeacherLabels, decode_boxes
 from bevkd_deploy.distill.terms import StepView, build_terms
 from bevkd_deploy.distill.weighting import TermWeights, gradient_norms
-from bevkd_deploy.geometry.grid import BevGrid
+from bevkd_deploy.geometry.grid import BevLayout
 from bevkd_deploy.models.detection_loss import detection_losses, object_counts
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.teachers.frozen import Teacher
@@ -93,8 +93,8 @@ class DistillationStep(nn.Module):
         self.detector = student
         # Past nn.Module's bookkeeping, so that the teacher is in no state dict, optimizer or DDP bucket.
         object.__setattr__(self, "teacher", teacher)
-        self.student_layout = BevLayout(BevGrid.bev(student.spec))
-        self.teacher_layout = BevLayout(BevGrid.bev(teacher.spec))
+        self.student_layout = BevLayout.of(student.spec)
+        self.teacher_layout = BevLayout.of(teacher.spec)
         self.classes_match = class_order(teacher.spec.classes, student.spec.classes)
         self.taps = taps
         self.terms = build_terms(config, taps)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import UsageError
 from bevkd_deploy.contracts.recipe_distill import DistillConfig, TapLossConfig
-from bevkd_deploy.distill.alignment import BevLayout, align, class_order, tap_layout, to_yx
+from bevkd_deploy.distill.alignment import align, class_order, tap_layout, to_yx
 from bevkd_deploy.distill.taps import TapPath, Taps
-from bevkd_deploy.geometry.grid import BevGrid
+from bevkd_deploy.geometry.grid import BevLayout
 from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
@@ -43,13 +43,13 @@ class TappedNetwork:
     @classmethod
     def student(cls, detector: FusionDetector, inputs: dict[str, Tensor]) -> TappedNetwork:
         """A student on its graph inputs [B, ...]."""
-        layout = BevLayout(BevGrid.bev(detector.spec))
+        layout = BevLayout.of(detector.spec)
         return cls("student", detector, lambda: detector(**inputs), layout, detector.spec.classes)
 
     @classmethod
     def teacher(cls, teacher: FrozenTeacher, inputs: dict[str, Tensor]) -> TappedNetwork:
         """A frozen teacher on its inputs [B, ...]."""
-        layout = BevLayout(BevGrid.bev(teacher.spec))
+        layout = BevLayout.of(teacher.spec)
         return cls("teacher", teacher.model, lambda: teacher(inputs), layout, teacher.spec.classes)
 
 

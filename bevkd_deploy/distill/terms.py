@@ -19,7 +19,6 @@ from bevkd_deploy.contracts.recipe_distill import (
     TapLossConfig,
     TermConfig,
 )
-from bevkd_deploy.distill.alignment import BevLayout
 from bevkd_deploy.distill.losses.attention import attention_transfer_loss
 from bevkd_deploy.distill.losses.boxes import box_kd_loss
 from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
@@ -30,6 +29,7 @@ from bevkd_deploy.distill.losses.quality_focal import quality_focal_kd_loss
 from bevkd_deploy.distill.losses.scene import describe_scene
 from bevkd_deploy.distill.pair_losses import build_pair_loss
 from bevkd_deploy.distill.tap_report import TapPair, TapReport
+from bevkd_deploy.geometry.grid import BevLayout
 
 
 @dataclass(frozen=True)

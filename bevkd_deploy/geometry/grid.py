@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.sensor_spec import AxisOrder, SensorSpec
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class BevGrid:
         return cls((x0, x1), (y0, y1), spec.pillar_size_m)
 
     @classmethod
-    def bev(cls, spec: GraphSpec) -> BevGrid:
-        """The BEV map of a graph: heatmaps, fused features, camera tables."""
+    def bev(cls, spec: GraphSpec | SensorSpec) -> BevGrid:
+        """The BEV map of a network: heatmaps, fused features, camera tables."""
         x0, y0, _, x1, y1, _ = spec.range_m
-        return cls((x0, x1), (y0, y1), spec.pillar_size_m * spec.bev_stride)
+        return cls((x0, x1), (y0, y1), spec.bev_cell_m)
 
     @property
     def shape_yx(self) -> tuple[int, int]:
@@ -74,3 +75,25 @@ class BevGrid:
         x[outside] = y[outside] = 0
         flat = y * columns + x if rows * columns <= 1 << 24 else y.astype(np.float64) * columns + x
         return flat.astype(np.int64), inside
+
+
+@dataclass(frozen=True)
+class BevLayout:
+    """What a BEV map covers.
+
+    Attributes:
+        grid: metric range and cell size.
+        axis_order: "yx" for [B, C, Y, X]; "xy" for maps drawn as [B, C, X, Y] (mmdet3d's BEVFusion heads).
+    """
+
+    grid: BevGrid
+    axis_order: AxisOrder = "yx"
+
+    @classmethod
+    def of(cls, spec: GraphSpec | SensorSpec) -> BevLayout:
+        """That of a network's BEV maps."""
+        return cls(BevGrid.bev(spec), spec.axis_order)
+
+    def __str__(self) -> str:
+        (x0, x1), (y0, y1) = self.grid.x_range_m, self.grid.y_range_m
+        return f"x {x0:g}..{x1:g} m, y {y0:g}..{y1:g} m, cell {self.grid.cell_m:.4g} m"

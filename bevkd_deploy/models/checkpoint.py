@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import sha256_file, write_atomic
-from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 
 _KEY = "bevkd"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.models.bev import ConvFuser, Second, SecondFPN
 from bevkd_deploy.models.camera import GatherViewTransform, ImageNeck
 from bevkd_deploy.models.center_head import CenterHead

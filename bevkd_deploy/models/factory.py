@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.models.detector import FusionDetector
 
 

@@ -116,7 +116,7 @@ def tap_report(recipe: Recipe, dataset: FrameDataset) -> TapReport:
         return TapReport({}, None)
     inputs = collate([dataset[0]])["inputs"]
     student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
-    teacher = build_detector(recipe.teacher.model, recipe.teacher_spec(), recipe.seed)
+    teacher = build_detector(recipe.teacher.native_model, recipe.teacher_spec(), recipe.seed)
     return report_taps(
         TappedNetwork.student(student, inputs["student"]),
         TappedNetwork.teacher(FrozenTeacher(teacher, recipe.teacher_spec()), inputs["teacher"]),

@@ -40,7 +40,7 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "state", "detail"):
         table.add_column(name, overflow="fold")
-    teacher = FusionDetector(recipe.teacher.model, recipe.teacher_spec())
+    teacher = FusionDetector(recipe.teacher.native_model, recipe.teacher_spec())
     student = FusionDetector(recipe.student.model, recipe.student_spec())
     lines = [*_data_lines(loaded), _teacher_line(loaded), *_model_lines(recipe, teacher, student)]
     lines += [*_loss_lines(recipe), _export_line(loaded)]
@@ -100,7 +100,7 @@ def _model_lines(recipe: Recipe, teacher: FusionDetector, student: FusionDetecto
     for who, detector in (("teacher", teacher), ("student", student)):
         size = f"{parameter_count(detector) / 1e6:.2f} M parameters"
         lines.append(_Line(f"{who} model", size, _geometry(detector.spec)))
-    for who, model in (("teacher", recipe.teacher.model), ("student", recipe.student.model)):
+    for who, model in (("teacher", recipe.teacher.native_model), ("student", recipe.student.model)):
         weights = model.camera.pretrained
         if weights:
             state = "found" if Path(weights).is_file() else "missing"

@@ -53,12 +53,12 @@ def tap_table(loaded: LoadedRecipe, samples: list[Sample]) -> TapTable:
     """
     recipe = loaded.recipe
     student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
-    teacher = build_detector(recipe.teacher.model, recipe.teacher_spec(), recipe.seed)
+    teacher = build_detector(recipe.teacher.native_model, recipe.teacher_spec(), recipe.seed)
     weights = "random weights"
     checkpoint = recipe.teacher.checkpoint
     if checkpoint is not None and resolved_path(loaded, checkpoint).is_file():
         path: Path = resolved_path(loaded, checkpoint)
-        load_detector(path, teacher, recipe.teacher.model, recipe.teacher.sha256)
+        load_detector(path, teacher, recipe.teacher.native_model, recipe.teacher.sha256)
         weights = f"weights of {path.name}"
     specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
     inputs = _frame(samples[:1], specs) if samples else _noise(specs, recipe.seed)

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import read_json, sha256_file, write_json
-from bevkd_deploy.contracts.recipe import TeacherExpectation
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
+from bevkd_deploy.contracts.recipe_teacher import TeacherExpectation
 from bevkd_deploy.distill import processes
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.checkpoint import load_detector
@@ -63,8 +63,8 @@ def obtain_teacher(loaded: LoadedRecipe, root: Path, console: Console) -> Teache
     weights = teacher_weights(loaded, root)
     if recipe.teacher.checkpoint is None and not processes.from_main(lambda: _is_complete(weights)):
         train_teacher(loaded, root, weights.parent.parent, console)
-    detector = build_detector(recipe.teacher.model, recipe.teacher_spec(), recipe.seed)
-    digest = load_detector(weights, detector, recipe.teacher.model, recipe.teacher.sha256)
+    detector = build_detector(recipe.teacher.native_model, recipe.teacher_spec(), recipe.seed)
+    digest = load_detector(weights, detector, recipe.teacher.native_model, recipe.teacher.sha256)
     summary, kept = processes.from_main(lambda: _measured(loaded, root, detector, digest, console))
     check_expected(recipe.teacher.expect, summary, weights, kept)
     console.print(f"  teacher {weights}: {headline(summary)}")
@@ -77,11 +77,17 @@ def train_teacher(loaded: LoadedRecipe, root: Path, folder: Path, console: Conso
     train = recipe.teacher.train
     if train is None:
         raise ArtifactError(f"{loaded.path} has no teacher.train section: its teacher comes from a checkpoint")
-    spec = recipe.teacher_spec()
-    detector = build_detector(recipe.teacher.model, spec, recipe.seed)
+    spec, model = recipe.teacher_spec(), recipe.teacher.native_model
+    detector = build_detector(model, spec, recipe.seed)
     dataset = training_frames(recipe, root, train, {"teacher": spec}, console)
     job = TrainingJob(
-        "training the teacher", folder, teacher_key(loaded, root), "teacher", recipe.teacher.model, train, recipe.seed
+        "training the teacher",
+        folder,
+        teacher_key(loaded, root),
+        "teacher",
+        recipe.teacher.native_model,
+        train,
+        recipe.seed,
     )
     start = time.monotonic()
     summary = run_training(
@@ -139,7 +145,7 @@ def _measured(
     recipe = loaded.recipe
     frames = recipe.teacher.expect.frames if recipe.teacher.expect else None
     key = job_key(
-        weights=digest, data=data_digest(recipe, root), model=recipe.teacher.model.model_dump(mode="json"),
+        weights=digest, data=data_digest(recipe, root), model=recipe.teacher.native_model.model_dump(mode="json"),
         cameras=list(recipe.data.cameras), frames=frames, **reading_settings(recipe),
     )  # fmt: skip
     kept = RUNS / recipe.name / "teacher-eval" / f"{key[:16]}.json"

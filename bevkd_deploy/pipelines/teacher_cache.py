@@ -96,7 +96,7 @@ def cache_description(
     return {
         "cache_version": CACHE_VERSION,
         "weights": digest,
-        "model": recipe.teacher.model.model_dump(mode="json"),
+        "model": recipe.teacher.native_model.model_dump(mode="json"),
         "precision": frozen.precision,
         "stored": recipe.teacher.cache,
         "data": data_digest(recipe, root),

@@ -13,8 +13,9 @@ from torch import nn
 
 from bevkd_deploy.contracts.files import sha256_json, write_json
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig, Recipe
+from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.events import DropLog
@@ -83,14 +84,14 @@ def training_frames(
         DataError: the dataset is missing or damaged.
     """
     target_of = next(iter(specs))
-    models = {"student": recipe.student.model, "teacher": recipe.teacher.model}
+    model = recipe.student.model if target_of == "student" else recipe.teacher.native_model
     with processes.main_first():  # it keeps an index that the others find
         samples = read_split(recipe, root, "train", console)
     return FrameDataset(
         samples,
         specs,
         target_of=target_of,
-        min_radius_cells=models[target_of].head.min_radius_cells,
+        min_radius_cells=model.head.min_radius_cells,
         augmentation=train.augmentation,
         paster=_paster(recipe, train, samples, console),
         seed=recipe.seed,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import BevConfig, CameraConfig, HeadConfig, LidarConfig, ModelConfig
+from bevkd_deploy.contracts.recipe_model import BevConfig, CameraConfig, HeadConfig, LidarConfig, ModelConfig
 from bevkd_deploy.data.sensor_files import load_points
 from bevkd_deploy.geometry.pillars import voxelize
 

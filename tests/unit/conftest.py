@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import BevConfig, CameraConfig, HeadConfig, LidarConfig, ModelConfig
+from bevkd_deploy.contracts.recipe_model import BevConfig, CameraConfig, HeadConfig, LidarConfig, ModelConfig
 
 #: Two of the six cameras: enough to tell their order.
 TINY_CAMERAS = ("CAM_FRONT", "CAM_BACK")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import AugmentationConfig, ImageAugmentationConfig, PasteConfig
 from bevkd_deploy.data.augment import FrameAug, draw_frame_aug
 from bevkd_deploy.data.dataset import FrameDataset

@@ -14,7 +14,8 @@ import torch
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
+from bevkd_deploy.contracts.recipe import DataConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import AugmentationConfig, ImageAugmentationConfig
 from bevkd_deploy.data.augment import draw_frame_aug
 from bevkd_deploy.data.dataset import FrameDataset, collate

@@ -15,7 +15,8 @@ import pytest
 
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
+from bevkd_deploy.contracts.recipe import DataConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.events import DropLog, DroppedSensor
 from bevkd_deploy.data.loader import frame_loader

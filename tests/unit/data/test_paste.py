@@ -14,7 +14,8 @@ import pytest
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
+from bevkd_deploy.contracts.recipe import DataConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import AugmentationConfig, PasteConfig
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.object_database import ObjectDatabase, build_database, database_key

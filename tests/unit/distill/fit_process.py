@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from bevkd_deploy.contracts import files
-from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
+from bevkd_deploy.contracts.recipe import DataConfig
 from bevkd_deploy.contracts.recipe_distill import DistillConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import AugmentationConfig, TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.source import open_split

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from bevkd_deploy.contracts.errors import UsageError
-from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import TapLayoutConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.data.targets import center_targets
-from bevkd_deploy.distill.alignment import BevLayout, align, tap_layout, to_yx
-from bevkd_deploy.geometry.grid import BevGrid
+from bevkd_deploy.distill.alignment import align, tap_layout, to_yx
+from bevkd_deploy.geometry.grid import BevGrid, BevLayout
 
 STUDENT = BevLayout(BevGrid((-16.0, 16.0), (-12.0, 12.0), 2.0))  # 12 rows, 16 columns
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import CannotRunHere, NonFiniteError, UsageError
-from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import StageConfig, TrainConfig
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.distill.engine import Engine

@@ -11,7 +11,7 @@ from torch import nn
 
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.distill.inheritance import InheritanceReport, inherit
 from bevkd_deploy.models.channel_flow import channel_flow
 from bevkd_deploy.models.detector import FusionDetector

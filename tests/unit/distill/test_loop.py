@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.errors import ArtifactError, Interrupted, NonFiniteError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import (
     ContrastLossConfig,
     DistillConfig,
@@ -23,6 +22,7 @@ from bevkd_deploy.contracts.recipe_distill import (
     FeatureLossConfig,
     HeatmapLossConfig,
 )
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import (
     AugmentationConfig,
     ImageAugmentationConfig,

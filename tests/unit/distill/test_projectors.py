@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import UsageError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import (
     ContrastLossConfig,
     DistillConfig,
     DistillLosses,
     FeatureLossConfig,
 )
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.distill.losses.contrast import DenseContrastLoss
 from bevkd_deploy.distill.losses.feature import FeatureImitationLoss
 from bevkd_deploy.distill.progress import Progress

@@ -13,7 +13,6 @@ from torch import Tensor
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.errors import DeadTermError, UsageError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import (
     AttentionLossConfig,
     ContrastLossConfig,
@@ -22,6 +21,7 @@ from bevkd_deploy.contracts.recipe_distill import (
     FeatureLossConfig,
     HeatmapLossConfig,
 )
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.distill.alignment import class_order
 from bevkd_deploy.distill.progress import Progress, Stage

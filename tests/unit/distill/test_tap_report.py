@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import UsageError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import (
     AttentionLossConfig,
     ContrastLossConfig,
@@ -22,13 +21,13 @@ from bevkd_deploy.contracts.recipe_distill import (
     HeatmapLossConfig,
     TapLayoutConfig,
 )
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.data.dataset import FrameDataset, collate
-from bevkd_deploy.distill.alignment import BevLayout
 from bevkd_deploy.distill.losses.attention import attention_transfer_loss
 from bevkd_deploy.distill.progress import Progress
 from bevkd_deploy.distill.step import DistillationStep
 from bevkd_deploy.distill.tap_report import TappedNetwork, TapReport, report_taps
-from bevkd_deploy.geometry.grid import BevGrid
+from bevkd_deploy.geometry.grid import BevGrid, BevLayout
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import LabelsConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.data.targets import center_targets
 from bevkd_deploy.distill.teacher_labels import TeacherLabels, decode_boxes
 from bevkd_deploy.models.detection_loss import detection_losses

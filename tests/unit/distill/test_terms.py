@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
 from bevkd_deploy.contracts.recipe_distill import DistillConfig, DistillLosses, PairLossConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.distill.pair_losses import build_pair_loss
 from bevkd_deploy.distill.progress import Progress
 from bevkd_deploy.distill.step import DistillationStep

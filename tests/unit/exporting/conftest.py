@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import BevConfig, CameraConfig, HeadConfig, LidarConfig, ModelConfig
+from bevkd_deploy.contracts.recipe_model import BevConfig, CameraConfig, HeadConfig, LidarConfig, ModelConfig
 from bevkd_deploy.exporting.onnx_export import trace
 from bevkd_deploy.geometry.calibration import Calibration
 from bevkd_deploy.models.detector import DeployedStudent, FusionDetector

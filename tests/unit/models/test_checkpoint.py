@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import sha256_file
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.models.checkpoint import load_detector, save_detector
 from bevkd_deploy.models.factory import build_detector
 

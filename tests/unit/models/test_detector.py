@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import ModelConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.models.detector import INPUT_NAMES, DeployedStudent, FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
 

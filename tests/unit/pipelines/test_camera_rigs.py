@@ -10,7 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
+from bevkd_deploy.contracts.recipe import DataConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.target import load_target
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.events import DropLog

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import read_json
-from bevkd_deploy.contracts.recipe import TeacherExpectation
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, load_recipe
+from bevkd_deploy.contracts.recipe_teacher import TeacherExpectation
 from bevkd_deploy.pipelines import teacher as stage
 from bevkd_deploy.pipelines.distill import distill
 from bevkd_deploy.pipelines.teacher import check_expected, obtain_teacher, teacher_key

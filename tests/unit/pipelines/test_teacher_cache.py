@@ -146,8 +146,8 @@ def test_the_cache_changes_losses_and_gradients_by_rounding_alone(
 ) -> None:
     """The shipped teacher and an untrained student. Later steps drift as they do after any other rounding."""
     recipe = load_recipe("quickstart", settings(tiny_world, f"teacher.cache={precision}")).recipe
-    detector = build_detector(recipe.teacher.model, recipe.teacher_spec(), 0)
-    load_detector(TEACHER, detector, recipe.teacher.model)
+    detector = build_detector(recipe.teacher.native_model, recipe.teacher_spec(), 0)
+    load_detector(TEACHER, detector, recipe.teacher.native_model)
     frozen = FrozenTeacher(detector, recipe.teacher_spec())
     specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
     frames = training_frames(recipe, tiny_world, recipe.student.train, specs, QUIET)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
-from bevkd_deploy.contracts.recipe import DataConfig, ModelConfig
+from bevkd_deploy.contracts.recipe import DataConfig
+from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import AugmentationConfig
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.source import open_split
