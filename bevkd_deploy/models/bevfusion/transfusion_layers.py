@@ -36,7 +36,10 @@ class PositionEmbedding(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.position_embedding_head = nn.Sequential(
-            nn.Conv1d(2, channels, 1), nn.BatchNorm1d(channels), nn.ReLU(inplace=False), nn.Conv1d(channels, channels, 1)
+            nn.Conv1d(2, channels, 1),
+            nn.BatchNorm1d(channels),
+            nn.ReLU(inplace=False),
+            nn.Conv1d(channels, channels, 1),
         )
 
     def forward(self, positions: Tensor) -> Tensor:
