@@ -108,3 +108,14 @@ def test_the_number_of_images_and_their_kind_are_checked() -> None:
         preprocess.images([picture()])
     with pytest.raises(DataError, match="CAM_BACK: expected a uint8"):
         preprocess.images([picture(), picture().astype(np.float32)])
+
+
+@pytest.mark.parametrize("scale", [None, 0.48, 0.7])
+def test_views_are_drawn_in_units_of_the_raw_image(scale: float | None) -> None:
+    """Whatever a network crops: 1 is the raw width, the origin its lower left corner; so all networks turn alike."""
+    spec = bevfusion_spec(image_scale=scale)
+    to_network = SensorPreprocessor(spec).view2network(CALIBRATION)["CAM_BACK"]
+    raw2view = np.linalg.inv(to_network) @ fit_sensor_image((900, 1600), spec).matrix((900, 1600))
+    for u, v in ((0.0, 900.0), (1600.0, 900.0), (320.0, 100.0)):
+        view = raw2view @ [2 * u, 2 * v, 2.0, 1.0]
+        np.testing.assert_allclose(view[:2] / view[2], [u / 1600, (v - 900) / 1600], atol=1e-9)
