@@ -107,7 +107,9 @@ def distilling(
 ) -> Run:
     """One optimisation step with the recipe's losses."""
     student = build_detector(recipe.student.model, recipe.student_spec(), 0)
-    return optimisation(distillation_step(recipe, student, teacher, tap_report(recipe, frames)), recipe, batch)
+    return optimisation(
+        distillation_step(recipe, student, teacher, tap_report(recipe, frames, teacher.model)), recipe, batch
+    )
 
 
 def training_step(recipe: Recipe, batch: dict[str, Any]) -> Run:

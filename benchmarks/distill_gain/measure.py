@@ -94,7 +94,9 @@ class Lane:
         else:
             teacher = load_teacher(self.folder, loaded)
             student, _ = start_student(recipe, teacher)
-            step = distillation_step(recipe, student, frozen_teacher(recipe, teacher), tap_report(recipe, dataset))
+            step = distillation_step(
+                recipe, student, frozen_teacher(recipe, teacher), tap_report(recipe, dataset, teacher)
+            )
         job = TrainingJob(name, folder, key, "student", recipe.student.model, recipe.student.train, seed)
         val = read_split(recipe, root, "val", quiet)
         summary = run_training(job, step, student, dataset, val, resume=False, console=quiet)

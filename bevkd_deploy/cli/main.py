@@ -21,6 +21,7 @@ from bevkd_deploy.cli.export import export
 from bevkd_deploy.cli.recipes import recipes_app
 from bevkd_deploy.cli.run import run
 from bevkd_deploy.cli.show import show
+from bevkd_deploy.cli.teacher import teacher_app
 from bevkd_deploy.cli.train import train
 from bevkd_deploy.contracts.errors import BevkdError, CannotRunHere
 
@@ -40,6 +41,7 @@ app.add_typer(recipes_app, name="recipes", rich_help_panel=_START)
 app.add_typer(data_app, name="data", rich_help_panel=_START)
 app.command(rich_help_panel=_STAGES)(run)
 app.command(rich_help_panel=_STAGES)(train)
+app.add_typer(teacher_app, name="teacher", rich_help_panel=_STAGES)
 app.command(rich_help_panel=_STAGES)(distill)
 app.command(rich_help_panel=_STAGES)(export)
 app.command(rich_help_panel=_STAGES)(benchmark)
@@ -113,6 +115,8 @@ def _explain(error: Exception) -> tuple[str, int]:
 #: Import name to the extra that brings it.
 _EXTRA_OF_MODULE = {
     "torch": "train",
+    "mmdet3d": "mmdet3d",
+    "mmengine": "mmdet3d",
     "accelerate": "train",
     "safetensors": "train",
     "tensorboard": "train",

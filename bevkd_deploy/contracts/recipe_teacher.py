@@ -7,10 +7,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_section import Fraction, Positive, Section
 from bevkd_deploy.contracts.recipe_training import TrainConfig
+
+#: Classes in the order of BEVFusion's heatmap, mmdet3d's and mit-han-lab's; it is not the order of `CLASS_NAMES`.
+BEVFUSION_CLASSES: tuple[str, ...] = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
 
 
 class BevFusionGeometry(Section):
@@ -32,7 +45,12 @@ class BevFusionGeometry(Section):
     max_voxels: Positive = Field(160000, description="voxels a frame, as at test time")
     bev_stride: Positive = Field(8, description="BEV cell = voxel size * this (mmdet3d's out_size_factor)")
     proposals: Positive = Field(200, description="boxes a frame")
-    classes: tuple[str, ...] = Field(CLASS_NAMES, min_length=1, description="in the order of the checkpoint's heatmap")
+    post_center_range_m: tuple[float, float, float, float, float, float] = Field(
+        (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0), description="as range_m: boxes centred outside of it are no detections"
+    )
+    classes: tuple[str, ...] = Field(
+        BEVFUSION_CLASSES, min_length=1, description="in the order of the checkpoint's heatmap"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> BevFusionGeometry:

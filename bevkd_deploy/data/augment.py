@@ -36,8 +36,18 @@ class FrameAug:
         if self.view_aug is None:
             return None
         to_network = view2network(spec)
-        from_network = invert(to_network)
-        return {camera: to_network @ matrix @ from_network for camera, matrix in self.view_aug.items()}
+        return self.warps(dict.fromkeys(self.view_aug, to_network))
+
+    def warps(self, to_network: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]] | None:
+        """The same for a network that fits each camera's image in its own way.
+
+        Args:
+            to_network: per camera, 4x4 from view units to the network's pixels, times depth.
+        """
+        if self.view_aug is None:
+            return None
+        views = {camera: view for camera, view in self.view_aug.items() if camera in to_network}
+        return {camera: to_network[camera] @ view @ invert(to_network[camera]) for camera, view in views.items()}
 
 
 def draw_frame_aug(

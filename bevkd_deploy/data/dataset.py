@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ from torch.utils.data import Dataset
 from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_training import AugmentationConfig
+from bevkd_deploy.contracts.sensor_spec import SensorSpec
 from bevkd_deploy.data.augment import FrameAug, augment_points, draw_frame_aug
 from bevkd_deploy.data.paste import Paster
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.sensor_files import load_sample
+from bevkd_deploy.data.sensor_inputs import SensorPreprocessor
 from bevkd_deploy.data.targets import center_targets
 from bevkd_deploy.geometry.boxes import augment_boxes
-from bevkd_deploy.runtime.preprocess import Preprocessor
+from bevkd_deploy.runtime.preprocess import ImageAug, Preprocessor
 
 Frame = dict[str, Any]
 
@@ -28,15 +30,16 @@ Frame = dict[str, Any]
 class FrameDataset(Dataset[Frame]):
     """Prepares samples for one or more networks at once.
 
-    Each entry of `specs` (say "student" and "teacher") gets its own six graph inputs, all made from the same
-    augmentation sample; networks with the same input geometry share the very same arrays. `paster` adds objects to the
-    points and the targets. A network whose output is known already can be left out (`leave_out`).
+    Each entry of `specs` (say "student" and "teacher") gets its own inputs, the six of a graph or the sensors as they
+    are, all made from the same augmentation sample; networks with the same input geometry share the very same arrays.
+    `paster` adds objects to the points and the targets. A network whose output is known already can be left out
+    (`leave_out`).
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
-        specs: dict[str, GraphSpec],
+        specs: Mapping[str, GraphSpec | SensorSpec],
         *,
         target_of: str,
         min_radius_cells: int,
@@ -48,12 +51,13 @@ class FrameDataset(Dataset[Frame]):
         self.samples = list(samples)
         self.specs = specs
         self.target_of = target_of
+        self._target_spec = _graph_spec(specs[target_of])
         self.min_radius_cells = min_radius_cells
         self.augmentation = augmentation or AugmentationConfig()
         self.paster = paster
         self.seed = seed
         self._cameras = list(dict.fromkeys(camera for spec in specs.values() for camera in spec.cameras))
-        self._preprocessors = {name: Preprocessor(spec) for name, spec in specs.items()}
+        self._preprocessors = {name: preprocessor_for(spec) for name, spec in specs.items()}
         self._cache: dict[int, dict[str, Any]] | None = {} if cache_sensors else None
         self._known: dict[str, Container[int]] = {}
 
@@ -88,7 +92,7 @@ class FrameDataset(Dataset[Frame]):
         content = self.content_of(position)
         names = [name for name in self.specs if content not in self._known.get(name, ())]
         frame, boxes, labels = self._make(position, names)
-        targets = center_targets(boxes, labels, self.specs[self.target_of], self.min_radius_cells)
+        targets = center_targets(boxes, labels, self._target_spec, self.min_radius_cells)
         frame["targets"] = {key: torch.from_numpy(value) for key, value in targets.items()}
         return frame
 
@@ -130,13 +134,17 @@ class FrameDataset(Dataset[Frame]):
             key = _input_key(spec)
             if key not in made:
                 missing = [camera for camera in spec.cameras if camera not in sensors["cameras"]]
-                images = self._images(name, sensors["images"], augmentation)
-                made[key] = self._inputs(name, sample, images, points, augmentation, missing)
+                img_aug = self._img_aug(name, sample, augmentation)
+                images = self._images(name, sensors["images"], img_aug)
+                arrays = self._preprocessors[name].inputs(
+                    images, points, sample.calibration, augmentation.bev_aug, img_aug, missing
+                )
+                made[key] = {input_name: torch.from_numpy(array) for input_name, array in arrays.items()}
             frame["inputs"][name] = made[key]
         return frame, boxes, labels
 
     def _draw(self, sample: Sample, position: int) -> FrameAug:
-        spec = self.specs[self.target_of]
+        spec = self._target_spec
         aspect = spec.image_height_px / spec.image_width_px
         return draw_frame_aug(self.augmentation, sample.calibration, self._cameras, aspect, [self.seed, position])
 
@@ -176,37 +184,36 @@ class FrameDataset(Dataset[Frame]):
             self._cache[index] = sensors
         return sensors
 
-    def _images(self, name: str, images: dict[str, Any], augmentation: FrameAug) -> NDArray[np.uint8]:
+    def _img_aug(self, name: str, sample: Sample, augmentation: FrameAug) -> dict[str, NDArray[np.float64]] | None:
+        preprocessor = self._preprocessors[name]
+        if isinstance(preprocessor, SensorPreprocessor):
+            return augmentation.warps(preprocessor.view2network(sample.calibration))
+        return augmentation.img_aug(preprocessor.spec)
+
+    def _images(self, name: str, images: dict[str, Any], img_aug: ImageAug | None) -> NDArray[np.uint8]:
         """The images of one network: resized already, or warped now."""
         spec = self.specs[name]
-        img_aug = augmentation.img_aug(spec)
         if img_aug is None:
             resized: NDArray[np.uint8] = images[_input_key(spec)]
             return resized
         return self._preprocessors[name].images([images[camera] for camera in spec.cameras], img_aug)
 
-    def _inputs(
-        self,
-        name: str,
-        sample: Sample,
-        images: NDArray[np.uint8],
-        points: NDArray[np.float32],
-        augmentation: FrameAug,
-        missing: Sequence[str],
-    ) -> dict[str, Tensor]:
-        preprocessor = self._preprocessors[name]
-        pillars = preprocessor.pillars(points)
-        img_aug = augmentation.img_aug(preprocessor.spec)
-        lut_pixel, lut_depth = preprocessor.tables(sample.calibration, augmentation.bev_aug, img_aug, missing=missing)
-        arrays = {
-            "images": images,
-            "pillars": pillars.pillars,
-            "pillar_count": pillars.pillar_count,
-            "pillar_index": pillars.pillar_index,
-            "lut_pixel": lut_pixel,
-            "lut_depth": lut_depth,
-        }
-        return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+def preprocessor_for(spec: GraphSpec | SensorSpec) -> Preprocessor | SensorPreprocessor:
+    """What makes the inputs of a network."""
+    return SensorPreprocessor(spec) if isinstance(spec, SensorSpec) else Preprocessor(spec)
+
+
+def batched(frames: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The inputs of one network for several frames, with a batch axis; shorter point clouds end in rows of zeros."""
+    batch = {}
+    for key in frames[0]:
+        parts = [frame[key] for frame in frames]
+        if key == "points":
+            batch[key] = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        else:
+            batch[key] = torch.stack(parts)
+    return batch
 
 
 def collate(frames: list[Frame]) -> Frame:
@@ -222,13 +229,19 @@ def collate(frames: list[Frame]) -> Frame:
     for name in names:
         identity = id(frames[0]["inputs"][name])
         if identity not in shared:
-            parts = [frame["inputs"][name] for frame in frames]
-            shared[identity] = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
+            shared[identity] = batched([frame["inputs"][name] for frame in frames])
         batch["inputs"][name] = shared[identity]
     batch["targets"] = {key: torch.stack([frame["targets"][key] for frame in frames]) for key in frames[0]["targets"]}
     return batch
 
 
-def _input_key(spec: GraphSpec) -> str:
+def _graph_spec(spec: GraphSpec | SensorSpec) -> GraphSpec:
+    """That of the network whose targets are made, which is one of the student's family."""
+    if isinstance(spec, SensorSpec):
+        raise DataError("targets are made for a network of the student's family")
+    return spec
+
+
+def _input_key(spec: GraphSpec | SensorSpec) -> str:
     """What decides a network's inputs: everything in the spec but the size of its output."""
     return spec.model_dump_json(exclude={"top_k"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from bevkd_deploy.distill.processes import mean_over_processes
 from bevkd_deploy.distill.progress import Progress, Stage
 from bevkd_deploy.distill.tap_report import TapReport
 from bevkd_deploy.distill.taps import Taps
-from bevkd_deploy.distill.teacher_labels import TeacherLabels, decode_boxes
+from bevkd_deploy.distill.teacher_labels import TeacherLabels
 from bevkd_deploy.distill.terms import StepView, build_terms
 from bevkd_deploy.distill.weighting import TermWeights, gradient_norms
 from bevkd_deploy.geometry.grid import BevLayout
 from bevkd_deploy.models.detection_loss import detection_losses, object_counts
 from bevkd_deploy.models.detector import FusionDetector
+from bevkd_deploy.models.network import BOX_OUTPUTS
 from bevkd_deploy.teachers.frozen import Teacher
 
 Batch = dict[str, Any]
@@ -148,7 +149,9 @@ class DistillationStep(nn.Module):
             student_maps = self.detector(**batch["inputs"]["student"])
         view = StepView(
             student_maps=student_maps,
-            teacher_maps={name: self._aligned_head(name, found) for name, found in teacher_maps.items()},
+            teacher_maps={
+                name: self._aligned_head(name, found) for name, found in teacher_maps.items() if name not in BOX_OUTPUTS
+            },
             student_taps=student_taps.take(),
             teacher_taps=teacher_taps.take(),
             targets=targets,
@@ -156,7 +159,7 @@ class DistillationStep(nn.Module):
         )
         if self.labels is None:
             return view, targets
-        truth = self.labels(targets, *decode_boxes(cast(FusionDetector, self.teacher.model), teacher_maps))
+        truth = self.labels(targets, *self.teacher.boxes(teacher_maps))
         if "divisors" in targets:  # those of the whole step count the truth alone
             added = object_counts(truth) - object_counts(targets)
             truth = {**truth, "divisors": targets["divisors"] + mean_over_processes(added)}

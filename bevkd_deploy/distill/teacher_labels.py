@@ -13,7 +13,6 @@ from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_distill import LabelsConfig
 from bevkd_deploy.data.targets import center_targets
 from bevkd_deploy.geometry.grid import BevGrid
-from bevkd_deploy.models.detector import FusionDetector
 
 _SAME_OBJECT_M = 2.0
 
@@ -111,12 +110,3 @@ class TeacherLabels:
         if self.config.match == "class":
             same &= label == classes[:, None]
         return np.asarray(same.any(axis=1))
-
-
-@torch.no_grad()
-def decode_boxes(teacher: FusionDetector, maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes [B, Q, 9], scores [B, Q], labels [B, Q] of a teacher's maps, which stay untouched.
-
-    Decoders may write into the maps they read; these are needed for the losses afterwards.
-    """
-    return teacher.decode({name: value.detach().clone() for name, value in maps.items()})

@@ -11,6 +11,7 @@ from bevkd_deploy.models.bev import ConvFuser, Second, SecondFPN
 from bevkd_deploy.models.camera import GatherViewTransform, ImageNeck
 from bevkd_deploy.models.center_head import CenterHead
 from bevkd_deploy.models.lidar import PillarEncoder, PillarScatter
+from bevkd_deploy.models.network import Boxes, DetectionNetwork
 from bevkd_deploy.models.resnet import ResNet
 
 #: ImageNet statistics of RGB in 0..255, torchvision's 0..1 values times 255.
@@ -21,7 +22,7 @@ IMAGE_STD = (58.395, 57.12, 57.375)
 INPUT_NAMES = ("images", "pillars", "pillar_count", "pillar_index", "lut_pixel", "lut_depth")
 
 
-class FusionDetector(nn.Module):
+class FusionDetector(DetectionNetwork):
     """Camera+LiDAR BEV detector with mmdet3d's module names.
 
     images -> img_backbone -> img_neck -> view_transform -+
@@ -29,6 +30,7 @@ class FusionDetector(nn.Module):
     pillars -> pts_voxel_encoder -> pts_middle_encoder ---+
     """
 
+    spec: GraphSpec
     image_mean: Tensor
     image_std: Tensor
 
@@ -67,7 +69,7 @@ class FusionDetector(nn.Module):
         maps: dict[str, Tensor] = self.bbox_head(self.pts_neck(self.pts_backbone(fused)))
         return maps
 
-    def decode(self, maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def decode(self, maps: dict[str, Tensor]) -> Boxes:
         """Head maps -> boxes [B, K, 9], scores [B, K] descending, labels [B, K] int32."""
         return self.bbox_head.decode(maps)
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from bevkd_deploy.benchmark.result import Accuracy
 from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.sensor_spec import SensorSpec
+from bevkd_deploy.data.dataset import preprocessor_for
 from bevkd_deploy.data.events import DropLog
 from bevkd_deploy.data.samples import GlobalBoxes, Sample
 from bevkd_deploy.data.sensor_files import load_sample
@@ -139,20 +141,20 @@ def submission_of(samples: Sequence[Sample], found: dict[str, Detections]) -> Re
 
 
 def detect(
-    samples: Sequence[Sample], infers: dict[str, tuple[GraphSpec, Infer]], console: Console, title: str
+    samples: Sequence[Sample], infers: dict[str, tuple[GraphSpec | SensorSpec, Infer]], console: Console, title: str
 ) -> dict[str, dict[str, Detections]]:
     """Run several networks or engines on the same frames; each input geometry is prepared once a frame.
 
     Args:
         samples: frames.
-        infers: by name, the graph inputs that are wanted and what turns them into detections.
+        infers: by name, the inputs that are wanted and what turns them into detections.
         console: shows a bar, and then what frames went without.
         title: of the bar.
 
     Returns:
         Name -> token -> detections.
     """
-    preprocessors = {spec: Preprocessor(spec) for spec, _ in infers.values()}
+    preprocessors = {spec: preprocessor_for(spec) for spec, _ in infers.values()}
     found: dict[str, dict[str, Detections]] = {name: {} for name in infers}
     drops = DropLog()
     with reported_drops(drops, title, console), bar(console, title, len(samples)) as progress:

@@ -13,13 +13,15 @@ from bevkd_deploy.benchmark.latency import Backend, SensorFrame, detector_backen
 from bevkd_deploy.benchmark.result import BackendName, artefact_fields, backend_key
 from bevkd_deploy.contracts.errors import ArtifactError, CannotRunHere
 from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.sensor_spec import SensorSpec
 from bevkd_deploy.contracts.sidecar import load_sidecar
 from bevkd_deploy.models.checkpoint import load_detector
-from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.models.network import DetectionNetwork
 from bevkd_deploy.pipelines.accuracy import Infer
 from bevkd_deploy.pipelines.runs import Run
 from bevkd_deploy.pipelines.teacher import Teacher
+from bevkd_deploy.pipelines.teacher_network import AbsentNetwork
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 from bevkd_deploy.runtime.detector import Detector
 
@@ -42,7 +44,7 @@ class Contender:
     name: BackendName
     precision: str
     device: str
-    spec: GraphSpec
+    spec: GraphSpec | SensorSpec
     infer: Infer | None = None
     timed: Backend[SensorFrame] | None = None
     path: Path | None = None
@@ -55,7 +57,7 @@ class Contender:
         return backend_key(self.name, self.precision)
 
 
-def infers_of(contenders: list[Contender]) -> dict[str, tuple[GraphSpec, Infer]]:
+def infers_of(contenders: list[Contender]) -> dict[str, tuple[GraphSpec | SensorSpec, Infer]]:
     """What `accuracy.detect` takes, for the rows that run here."""
     return {row.key: (row.spec, row.infer) for row in contenders if row.infer is not None}
 
@@ -67,18 +69,17 @@ def torch_contenders(run: Run, teacher: Teacher, environment: dict[str, Any]) ->
     load_detector(run.student_weights, student, recipe.student.model)
     device = device_label("cpu", environment)
     contenders = []
-    names: tuple[tuple[BackendName, FusionDetector, Path], ...] = (
+    names: tuple[tuple[BackendName, DetectionNetwork, Path], ...] = (
         ("teacher", teacher.detector, teacher.weights),
         ("student-torch", student, run.student_weights),
     )
     for name, network, weights in names:
+        fields = {"size_mb": weights.stat().st_size / 1e6}
+        if isinstance(network, AbsentNetwork):
+            contenders.append(Contender(name, "fp32", device, network.spec, reason=network.why, fields=fields))
+            continue
         wrapped = TorchDetector(network)
-        contenders.append(
-            Contender(
-                name, "fp32", device, network.spec, wrapped.infer, wrapped.timed,
-                fields={"size_mb": weights.stat().st_size / 1e6},
-            )
-        )  # fmt: skip
+        contenders.append(Contender(name, "fp32", device, network.spec, wrapped.infer, wrapped.timed, fields=fields))
     return contenders
 
 

@@ -190,7 +190,8 @@ def _draw(run: Run, samples: list[Sample], found: Found, engine: Contender, cons
     chosen = picture_samples(samples, run.loaded.recipe.benchmark.pictures)
     if not chosen:
         return
-    actors = {"teacher": found["teacher-fp32"], "student": found[engine.key]}
+    names = {"teacher": "teacher-fp32", "student": engine.key}
+    actors = {actor: found[name] for actor, name in names.items() if name in found}  # a teacher may not run here
     with bar(console, "drawing pictures", 1):
         write_frame_files(chosen, run.loaded.recipe.student_spec(), actors, run.path / "pictures")
 

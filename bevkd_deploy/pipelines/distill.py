@@ -19,11 +19,13 @@ from bevkd_deploy.distill.step import DistillationStep
 from bevkd_deploy.distill.tap_report import TappedNetwork, TapReport, report_taps, tap_losses
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
 from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.models.network import DetectionNetwork
 from bevkd_deploy.pipelines.datasets import data_digest, prepare_data
 from bevkd_deploy.pipelines.dry_run import print_plan
 from bevkd_deploy.pipelines.runs import Run
 from bevkd_deploy.pipelines.teacher import obtain_teacher
 from bevkd_deploy.pipelines.teacher_cache import cached_teacher, frozen_teacher
+from bevkd_deploy.pipelines.teacher_network import open_teacher
 from bevkd_deploy.pipelines.training import (
     TrainingJob,
     headline,
@@ -64,10 +66,12 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     """The distillation stage inside an existing run."""
     loaded, recipe = run.loaded, run.loaded.recipe
     root = processes.from_main(lambda: prepare_data(recipe, console))
-    specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
+    opened = open_teacher(loaded, console)
+    specs = {"student": recipe.student_spec(), "teacher": opened.spec}
     dataset = training_frames(recipe, root, recipe.student.train, specs, console)
-    taps = tap_report(recipe, dataset)  # first of all: a wrong tap must not cost the training of a teacher
-    teacher = obtain_teacher(loaded, root, console)
+    # First of all: a wrong tap must not cost the training of a teacher.
+    taps = tap_report(recipe, dataset, opened.network)
+    teacher = obtain_teacher(loaded, root, console, opened)
     if processes.is_main():
         write_json(run.path / "eval" / "teacher.json", teacher.summary)
     start = time.monotonic()
@@ -83,7 +87,7 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
     job = TrainingJob("distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed)
     val = validation_samples(recipe, root, console)
-    with cached_teacher(recipe, root, teacher.sha256, frozen, dataset, console) as live_or_cached:
+    with cached_teacher(recipe, root, teacher.key, frozen, dataset, console) as live_or_cached:
         step = distillation_step(recipe, student, live_or_cached, taps)
         summary = run_training(job, step, student, dataset, val, resume=resume, console=console)
     if not processes.is_main():
@@ -98,16 +102,22 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     )
 
 
-def start_student(recipe: Recipe, teacher: FusionDetector) -> tuple[FusionDetector, InheritanceReport | None]:
+def start_student(recipe: Recipe, teacher: DetectionNetwork) -> tuple[FusionDetector, InheritanceReport | None]:
     """The student before its first step: from the seed, and from the teacher's weights where the recipe says so."""
     student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
     if recipe.distill.inherit is None:
         return student, None
+    assert isinstance(teacher, FusionDetector)  # the recipe schema: only one of the student's family is inherited
     return student, inherit(student, teacher, recipe.distill.inherit.parts)
 
 
-def tap_report(recipe: Recipe, dataset: FrameDataset) -> TapReport:
+def tap_report(recipe: Recipe, dataset: FrameDataset, teacher: DetectionNetwork) -> TapReport:
     """What the taps give on the first training frame; shapes are the same whatever the weights are.
+
+    Args:
+        recipe: names the taps.
+        dataset: has the inputs of both networks.
+        teacher: the network, its weights loaded or not.
 
     Raises:
         UsageError: a tap does not fit (see `report_taps`).
@@ -116,10 +126,9 @@ def tap_report(recipe: Recipe, dataset: FrameDataset) -> TapReport:
         return TapReport({}, None)
     inputs = collate([dataset[0]])["inputs"]
     student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
-    teacher = build_detector(recipe.teacher.native_model, recipe.teacher_spec(), recipe.seed)
     return report_taps(
         TappedNetwork.student(student, inputs["student"]),
-        TappedNetwork.teacher(FrozenTeacher(teacher, recipe.teacher_spec()), inputs["teacher"]),
+        TappedNetwork.teacher(FrozenTeacher(teacher, teacher.spec), inputs["teacher"]),
         recipe.distill,
     )
 

@@ -16,11 +16,14 @@ from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_distill import TapLossConfig
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolve_data_root, resolved_path
 from bevkd_deploy.contracts.recipe_training import TrainConfig
+from bevkd_deploy.contracts.sensor_spec import SensorSpec
 from bevkd_deploy.contracts.target import load_target
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.data.source import Split, open_split
 from bevkd_deploy.models.detector import FusionDetector, parameter_count
+from bevkd_deploy.models.network import DetectionNetwork
 from bevkd_deploy.pipelines.tap_table import tap_table
+from bevkd_deploy.pipelines.teacher_network import open_teacher
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,13 @@ def print_plan(loaded: LoadedRecipe, console: Console) -> None:
     console.print(f"{loaded.path}: recipe {recipe.name}, {recipe.description}")
     for override in loaded.overrides:
         console.print(f"  override {override}")
-    taps = tap_table(loaded, _training_samples(loaded))  # before anything else: it fails where a tap does
+    opened = open_teacher(loaded, console)
+    taps = tap_table(loaded, _training_samples(loaded), opened)  # before anything else: it fails where a tap does
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "state", "detail"):
         table.add_column(name, overflow="fold")
-    teacher = FusionDetector(recipe.teacher.native_model, recipe.teacher_spec())
     student = FusionDetector(recipe.student.model, recipe.student_spec())
-    lines = [*_data_lines(loaded), _teacher_line(loaded), *_model_lines(recipe, teacher, student)]
+    lines = [*_data_lines(loaded), _teacher_line(loaded), *_model_lines(recipe, opened.network, student)]
     lines += [*_loss_lines(recipe), _export_line(loaded)]
     for line in lines:
         table.add_row(line.stage, line.state, escape(line.detail))  # a tap's [heatmap] is no markup
@@ -95,16 +98,17 @@ def _teacher_line(loaded: LoadedRecipe) -> _Line:
     return _Line("teacher", "found", f"{path}, {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256_file(path)[:12]}")
 
 
-def _model_lines(recipe: Recipe, teacher: FusionDetector, student: FusionDetector) -> list[_Line]:
+def _model_lines(recipe: Recipe, teacher: DetectionNetwork, student: FusionDetector) -> list[_Line]:
     lines = []
-    for who, detector in (("teacher", teacher), ("student", student)):
+    networks: tuple[tuple[str, DetectionNetwork], ...] = (("teacher", teacher), ("student", student))
+    for who, detector in networks:
         size = f"{parameter_count(detector) / 1e6:.2f} M parameters"
         lines.append(_Line(f"{who} model", size, _geometry(detector.spec)))
-    for who, model in (("teacher", recipe.teacher.native_model), ("student", recipe.student.model)):
-        weights = model.camera.pretrained
+    for who, model in (("teacher", recipe.teacher.model), ("student", recipe.student.model)):
+        weights = model.camera.pretrained if model else None
         if weights:
             state = "found" if Path(weights).is_file() else "missing"
-            lines.append(_Line(f"{who} backbone", state, f"{weights} ({model.camera.backbone}, torchvision keys)"))
+            lines.append(_Line(f"{who} backbone", state, f"{weights} (torchvision keys)"))
     lines.append(_Line("distill", "to be run", _schedule(recipe.student.train)))
     return lines
 
@@ -135,10 +139,9 @@ def _schedule(train: TrainConfig) -> str:
     return f"{train.epochs} epochs, batch {train.batch_size}, {train.precision}, learning rate {train.learning_rate:g}"
 
 
-def _geometry(spec: GraphSpec) -> str:
-    height, width = spec.image_height_px, spec.image_width_px
+def _geometry(spec: GraphSpec | SensorSpec) -> str:
     rows, columns = spec.bev_shape_yx
-    return (
-        f"{len(spec.cameras)}x{height}x{width} images, {spec.pillar_size_m:g} m pillars (at most {spec.max_pillars}), "
-        f"BEV {rows}x{columns} of {spec.pillar_size_m * spec.bev_stride:g} m"
-    )
+    parts = [f"{len(spec.cameras)}x{spec.image_height_px}x{spec.image_width_px} images"] if spec.cameras else []
+    if isinstance(spec, GraphSpec):
+        parts.append(f"{spec.pillar_size_m:g} m pillars (at most {spec.max_pillars})")
+    return ", ".join([*parts, f"BEV {rows}x{columns} of {spec.bev_cell_m:g} m"])

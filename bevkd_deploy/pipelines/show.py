@@ -26,7 +26,8 @@ def show(run_path: Path, *, console: Console) -> list[Path]:
     contenders = torch_contenders(run, teacher, collect_environment())
     samples = picture_samples(read_split(recipe, root, "val", console), max(1, recipe.benchmark.pictures))
     found = detect(samples, infers_of(contenders), console, "detecting")
-    actors = {"teacher": found["teacher-fp32"], "student": found["student-torch-fp32"]}
+    names = {"teacher": "teacher-fp32", "student": "student-torch-fp32"}
+    actors = {actor: found[name] for actor, name in names.items() if name in found}  # a teacher may not run here
     pictures = write_frame_files(samples, recipe.student_spec(), actors, run.path / "pictures")
     for picture in pictures:
         console.print(str(picture))

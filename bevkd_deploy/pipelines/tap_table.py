@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -11,14 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
+from bevkd_deploy.contracts.sensor_spec import SensorSpec
 from bevkd_deploy.data.dataset import FrameDataset, collate
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.distill.tap_report import TapInfo, TappedNetwork, TapReport, report_taps
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.export import synthetic_feed
+from bevkd_deploy.pipelines.teacher_network import TeacherNetwork
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 Inputs = dict[str, dict[str, Tensor]]
@@ -41,10 +43,15 @@ class TapTable:
         console.print(table)
 
 
-def tap_table(loaded: LoadedRecipe, samples: list[Sample]) -> TapTable:
+def tap_table(loaded: LoadedRecipe, samples: list[Sample], opened: TeacherNetwork) -> TapTable:
     """Run teacher and student of a recipe on its first training frame, or on noise where there are no samples.
 
     The teacher has the weights of its checkpoint where that is here; the student those it starts from.
+
+    Args:
+        loaded: the recipe.
+        samples: of the training split; may be empty where the teacher is one of the student's family.
+        opened: the teacher, from `open_teacher`.
 
     Raises:
         UsageError: a tap is missing or does not fit (see `report_taps`).
@@ -53,31 +60,42 @@ def tap_table(loaded: LoadedRecipe, samples: list[Sample]) -> TapTable:
     """
     recipe = loaded.recipe
     student = build_detector(recipe.student.model, recipe.student_spec(), recipe.seed)
-    teacher = build_detector(recipe.teacher.native_model, recipe.teacher_spec(), recipe.seed)
-    weights = "random weights"
-    checkpoint = recipe.teacher.checkpoint
-    if checkpoint is not None and resolved_path(loaded, checkpoint).is_file():
-        path: Path = resolved_path(loaded, checkpoint)
-        load_detector(path, teacher, recipe.teacher.native_model, recipe.teacher.sha256)
-        weights = f"weights of {path.name}"
-    specs = {"student": recipe.student_spec(), "teacher": recipe.teacher_spec()}
+    weights = _load_if_there(loaded, opened)
+    teacher = opened.network
+    specs = {"student": recipe.student_spec(), "teacher": opened.spec}
     inputs = _frame(samples[:1], specs) if samples else _noise(specs, recipe.seed)
     report = report_taps(
         TappedNetwork.student(student, inputs["student"]),
-        TappedNetwork.teacher(FrozenTeacher(teacher, recipe.teacher_spec()), inputs["teacher"]),
+        TappedNetwork.teacher(FrozenTeacher(teacher, teacher.spec), inputs["teacher"]),
         recipe.distill,
     )
     frame = f"frame {samples[0].token} of the training split" if samples else "noise, as there are no frames yet"
     return TapTable(report, f"one forward pass on {frame}; teacher with {weights}, untrained student")
 
 
-def _frame(samples: list[Sample], specs: dict[str, GraphSpec]) -> Inputs:
+def _load_if_there(loaded: LoadedRecipe, opened: TeacherNetwork) -> str:
+    """Weights into a teacher of the student's family, if its checkpoint is here; says which weights it has."""
+    if opened.weights is not None:
+        return f"weights of {opened.weights.name}"
+    teacher = loaded.recipe.teacher
+    if teacher.checkpoint is None or not resolved_path(loaded, teacher.checkpoint).is_file():
+        return "random weights"
+    path = resolved_path(loaded, teacher.checkpoint)
+    load_detector(path, opened.network, teacher.native_model, teacher.sha256)
+    return f"weights of {path.name}"
+
+
+def _frame(samples: list[Sample], specs: dict[str, GraphSpec | SensorSpec]) -> Inputs:
     inputs: Inputs = collate([FrameDataset(samples, specs, target_of="student", min_radius_cells=0)[0]])["inputs"]
     return inputs
 
 
-def _noise(specs: dict[str, GraphSpec], seed: int) -> Inputs:
-    feeds = {name: synthetic_feed(spec, seed) for name, spec in specs.items()}
+def _noise(specs: dict[str, GraphSpec | SensorSpec], seed: int) -> Inputs:
+    feeds = {}
+    for name, spec in specs.items():
+        if isinstance(spec, SensorSpec):
+            raise DataError("a teacher of another family is tried on a real frame, but there is no training split yet")
+        feeds[name] = synthetic_feed(spec, seed)
     return {name: {key: torch.from_numpy(value)[None] for key, value in feed.items()} for name, feed in feeds.items()}
 
 

@@ -9,18 +9,19 @@ from typing import Any
 
 from rich.console import Console
 
-from bevkd_deploy.contracts.errors import ArtifactError
-from bevkd_deploy.contracts.files import read_json, sha256_file, write_json
+from bevkd_deploy.contracts.errors import ArtifactError, CannotRunHere
+from bevkd_deploy.contracts.files import read_json, sha256_file, sha256_json, write_json
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
 from bevkd_deploy.contracts.recipe_teacher import TeacherExpectation
 from bevkd_deploy.distill import processes
 from bevkd_deploy.distill.step import TrainingStep
 from bevkd_deploy.models.checkpoint import load_detector
-from bevkd_deploy.models.detector import FusionDetector
 from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.models.network import DetectionNetwork
 from bevkd_deploy.pipelines.accuracy import spread
 from bevkd_deploy.pipelines.datasets import data_digest, read_split, reading_settings
 from bevkd_deploy.pipelines.runs import RUNS
+from bevkd_deploy.pipelines.teacher_network import AbsentNetwork, TeacherNetwork, open_teacher, teacher_identity
 from bevkd_deploy.pipelines.training import (
     TrainingJob,
     evaluate_detector,
@@ -34,11 +35,20 @@ from bevkd_deploy.pipelines.training import (
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained teacher with its provenance."""
+    """A trained teacher with its provenance.
 
-    detector: FusionDetector
+    Attributes:
+        detector: the network, with its weights.
+        weights: their file.
+        sha256: of that file.
+        key: hash of the weights and of everything else that decides what the network says of an input.
+        summary: metrics on the validation split.
+    """
+
+    detector: DetectionNetwork
     weights: Path
     sha256: str
+    key: str
     summary: dict[str, Any]
 
 
@@ -50,25 +60,40 @@ def teacher_weights(loaded: LoadedRecipe, root: Path) -> Path:
     return _trained_folder(loaded, root) / "checkpoints" / "last.safetensors"
 
 
-def obtain_teacher(loaded: LoadedRecipe, root: Path, console: Console) -> Teacher:
+def obtain_teacher(loaded: LoadedRecipe, root: Path, console: Console, opened: TeacherNetwork | None = None) -> Teacher:
     """Load the recipe's checkpoint, or train the teacher (reusing an earlier training of the very same inputs).
 
     The teacher is measured on the validation split before anything is distilled from it: a silently weak teacher
     would waste the whole run.
 
+    Args:
+        loaded: the recipe.
+        root: of its data.
+        console: is told what happens.
+        opened: from `open_teacher`, where the network is there already.
+
     Raises:
         ArtifactError: the checkpoint does not fit, or scores below the recipe's `teacher.expect`.
     """
     recipe = loaded.recipe
-    weights = teacher_weights(loaded, root)
-    if recipe.teacher.checkpoint is None and not processes.from_main(lambda: _is_complete(weights)):
-        train_teacher(loaded, root, weights.parent.parent, console)
-    detector = build_detector(recipe.teacher.native_model, recipe.teacher_spec(), recipe.seed)
-    digest = load_detector(weights, detector, recipe.teacher.native_model, recipe.teacher.sha256)
-    summary, kept = processes.from_main(lambda: _measured(loaded, root, detector, digest, console))
+    opened = opened or open_teacher(loaded, console)
+    weights, digest = opened.weights, opened.sha256
+    if weights is None or digest is None:
+        weights = teacher_weights(loaded, root)
+        digest = _load_native(loaded, root, weights, opened.network, console)
+    found = digest
+    summary, kept = processes.from_main(lambda: _measured(loaded, root, opened.network, found, console))
     check_expected(recipe.teacher.expect, summary, weights, kept)
     console.print(f"  teacher {weights}: {headline(summary)}")
-    return Teacher(detector, weights, digest, summary)
+    return Teacher(opened.network, weights, digest, sha256_json([digest, teacher_identity(loaded)]), summary)
+
+
+def _load_native(loaded: LoadedRecipe, root: Path, weights: Path, network: DetectionNetwork, console: Console) -> str:
+    """Weights into a network of the student's family, trained first where there are none; returns their sha256."""
+    teacher = loaded.recipe.teacher
+    if teacher.checkpoint is None and not processes.from_main(lambda: _is_complete(weights)):
+        train_teacher(loaded, root, weights.parent.parent, console)
+    return load_detector(weights, network, teacher.native_model, teacher.sha256)
 
 
 def train_teacher(loaded: LoadedRecipe, root: Path, folder: Path, console: Console, resume: bool = False) -> None:
@@ -139,17 +164,22 @@ def _is_complete(weights: Path) -> bool:
 
 
 def _measured(
-    loaded: LoadedRecipe, root: Path, detector: FusionDetector, digest: str, console: Console
+    loaded: LoadedRecipe, root: Path, detector: DetectionNetwork, digest: str, console: Console
 ) -> tuple[dict[str, Any], Path]:
     """Validation metrics of the teacher and their file, kept by weights, data and model."""
     recipe = loaded.recipe
     frames = recipe.teacher.expect.frames if recipe.teacher.expect else None
     key = job_key(
-        weights=digest, data=data_digest(recipe, root), model=recipe.teacher.native_model.model_dump(mode="json"),
+        weights=digest, data=data_digest(recipe, root), model=teacher_identity(loaded),
         cameras=list(recipe.data.cameras), frames=frames, **reading_settings(recipe),
     )  # fmt: skip
     kept = RUNS / recipe.name / "teacher-eval" / f"{key[:16]}.json"
     if not kept.is_file():
+        if isinstance(detector, AbsentNetwork):
+            raise CannotRunHere(
+                f"{detector.why}, and its evaluation {kept} is not there either: run bevkd teacher cache with this "
+                "recipe where the teacher runs, and bring the runs folder here"
+            )
         samples = read_split(recipe, root, "val", console)
         chosen = samples if frames is None else spread(samples, frames)
         measured = evaluate_detector(detector, chosen, console, "evaluating the teacher")

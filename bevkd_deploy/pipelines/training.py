@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe
 from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import TrainConfig
+from bevkd_deploy.contracts.sensor_spec import SensorSpec
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.events import DropLog
 from bevkd_deploy.data.object_database import ObjectDatabase, build_database, database_key
@@ -29,6 +30,7 @@ from bevkd_deploy.distill.progress import Plan
 from bevkd_deploy.distill.training_state import TrainingState
 from bevkd_deploy.models.checkpoint import read_notes, save_detector
 from bevkd_deploy.models.detector import FusionDetector
+from bevkd_deploy.models.network import DetectionNetwork
 from bevkd_deploy.pipelines.accuracy import detect, ground_truth, score, submission_of
 from bevkd_deploy.pipelines.datasets import read_split
 from bevkd_deploy.pipelines.progress import Bar, bar, reported_drops
@@ -76,7 +78,7 @@ def start_together(loaded: LoadedRecipe, run_dir: Path | None, resume: bool, con
 
 
 def training_frames(
-    recipe: Recipe, root: Path, train: TrainConfig, specs: dict[str, GraphSpec], console: Console
+    recipe: Recipe, root: Path, train: TrainConfig, specs: Mapping[str, GraphSpec | SensorSpec], console: Console
 ) -> FrameDataset:
     """The training split for some networks; the first one of `specs` is the one that is trained.
 
@@ -161,7 +163,9 @@ def validation_samples(recipe: Recipe, root: Path, console: Console) -> list[Sam
     return read_split(recipe, root, "val", console) if processes.is_main() else []
 
 
-def evaluate_detector(detector: FusionDetector, samples: list[Sample], console: Console, title: str) -> dict[str, Any]:
+def evaluate_detector(
+    detector: DetectionNetwork, samples: list[Sample], console: Console, title: str
+) -> dict[str, Any]:
     """Metrics of a network in PyTorch on some samples."""
     found = detect(samples, {"network": (detector.spec, TorchDetector(detector).infer)}, console, title)
     return score(submission_of(samples, found["network"]), ground_truth(samples))

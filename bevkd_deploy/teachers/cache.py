@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bevkd_deploy.data.dataset import FrameDataset
+from bevkd_deploy.data.dataset import FrameDataset, batched
+from bevkd_deploy.models.network import Boxes, DetectionNetwork
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 from bevkd_deploy.teachers.map_store import MapStore
 
@@ -38,7 +39,7 @@ class CachedTeacher:
         self._device = torch.device("cpu")
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> DetectionNetwork:
         """The network."""
         return self.frozen.model
 
@@ -60,6 +61,10 @@ class CachedTeacher:
         # Float first: autocast refuses to stack halves on a CPU.
         return {name: torch.stack([maps[name].float() for maps in frames]).to(self._device) for name in self.store.maps}
 
+    def boxes(self, maps: dict[str, Tensor]) -> Boxes:
+        """Boxes [B, Q, 9], scores and labels [B, Q] of what it gave out."""
+        return self.frozen.boxes(maps)
+
     def _maps(self, inputs: dict[str, Tensor] | None, row: int, position: int) -> dict[str, Tensor]:
         entry = self.frames.content_of(position)
         known = self.store.get(entry)
@@ -67,7 +72,7 @@ class CachedTeacher:
             return known
         if inputs is None:
             made = self.frames.inputs_of(position, self.name)
-            one = {key: value[None].to(self._device) for key, value in made.items()}
+            one = {key: value.to(self._device) for key, value in batched([made]).items()}
         else:
             one = {key: value[row : row + 1] for key, value in inputs.items()}
         return self.store.put(entry, {name: value[0] for name, value in self.frozen(one).items()})

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.sensor_spec import SensorSpec
+from bevkd_deploy.models.network import Boxes, DetectionNetwork
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -18,11 +20,14 @@ _AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch
 class Teacher(Protocol):
     """What a training step asks of a teacher, live or cached."""
 
-    spec: GraphSpec
+    spec: GraphSpec | SensorSpec
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> DetectionNetwork:
         """The network."""
+
+    def boxes(self, maps: dict[str, Tensor]) -> Boxes:
+        """Boxes [B, Q, 9] (lidar frame, geometric centre), scores and labels [B, Q] of what it returned."""
 
     def to(self, device: torch.device) -> Teacher:
         """Work on this device from now on."""
@@ -43,7 +48,7 @@ class FrozenTeacher:
         precision: of its autocast, whatever the student's is.
     """
 
-    def __init__(self, model: nn.Module, spec: GraphSpec, precision: Precision = "fp32") -> None:
+    def __init__(self, model: DetectionNetwork, spec: GraphSpec | SensorSpec, precision: Precision = "fp32") -> None:
         self.spec = spec
         self.model = model.eval().requires_grad_(False)
         self.precision: Precision = precision
@@ -74,3 +79,11 @@ class FrozenTeacher:
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
             maps: dict[str, Tensor] = self.model(**inputs)
         return {name: value.float() for name, value in maps.items()}
+
+    @torch.no_grad()
+    def boxes(self, maps: dict[str, Tensor]) -> Boxes:
+        """Boxes [B, Q, 9] (lidar frame, geometric centre), scores and labels [B, Q] of what it returned.
+
+        Decoders may write into the maps they read; these are needed for the losses afterwards.
+        """
+        return self.model.decode({name: value.detach().clone() for name, value in maps.items()})

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class MapStore:
         maps: Iterable[str],
         dtype: torch.dtype,
         *,
+        exact: Collection[str] = (),
         write_at_bytes: int = 64_000_000,
         write_after_s: float = 60.0,
     ) -> None:
@@ -72,10 +73,12 @@ class MapStore:
             key: hash of everything that decides an entry's values; files of another key are not read.
             maps: names of the maps that are needed; entries without one of them count as unknown.
             dtype: of the stored values.
+            exact: maps that are stored as float32 whatever the dtype is: positions in metres.
             write_at_bytes: entries that wait are written when they have this size together.
             write_after_s: and when the oldest of them has waited this long, so that a kill loses little.
         """
-        self.folder, self.key, self.maps, self.dtype = folder, key, tuple(sorted(maps)), dtype
+        self.folder, self.key, self.maps = folder, key, tuple(sorted(maps))
+        self.dtypes = {name: torch.float32 if name in exact else dtype for name in self.maps}
         self._write_at_bytes, self._write_after_s = write_at_bytes, write_after_s
         self._seen: set[Path] = set()
         self._index: dict[int, tuple[Path, int]] = {}
@@ -125,12 +128,14 @@ class MapStore:
         Raises:
             NonFiniteError: a map holds NaN, infinity or a number too large for the stored dtype.
         """
-        kept = {name: maps[name].detach().to("cpu", self.dtype, copy=True).contiguous() for name in self.maps}
+        kept = {}
+        for name, dtype in self.dtypes.items():
+            kept[name] = maps[name].detach().to("cpu", dtype, copy=True).contiguous()
         for name, value in kept.items():
             if not torch.isfinite(value).all():
                 largest = float(maps[name].abs().max())
                 raise NonFiniteError(
-                    f"the teacher's map '{name}' holds values up to {largest:g}, which {self.dtype} cannot: "
+                    f"the teacher's map '{name}' holds values up to {largest:g}, which {self.dtypes[name]} cannot: "
                     "use teacher.cache: fp32, or check the teacher"
                 )
         if not self._pending:
@@ -196,7 +201,7 @@ class MapStore:
         checks = handle.get_slice("check")[row : row + 1][0].tolist()
         maps = {name: handle.get_slice(name)[row : row + 1][0] for name in self.maps}
         for name, value in maps.items():
-            if value.dtype != self.dtype or _checksum(entry, name, value) != checks[names.index(name)]:
+            if value.dtype != self.dtypes[name] or _checksum(entry, name, value) != checks[names.index(name)]:
                 raise ValueError(f"entry {entry} does not match its checksum")
         return maps
 

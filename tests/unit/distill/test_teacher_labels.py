@@ -15,9 +15,10 @@ from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_distill import LabelsConfig
 from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.data.targets import center_targets
-from bevkd_deploy.distill.teacher_labels import TeacherLabels, decode_boxes
+from bevkd_deploy.distill.teacher_labels import TeacherLabels
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.factory import build_detector
+from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 CAR = [5.3, -3.1, -0.7, 4.0, 2.0, 1.5, 2.2, 1.5, -0.5]  # row 4, column 10
 BUS = [-9.0, 7.0, 0.3, 10.0, 2.7, 3.2, -1.0, 0.0, 0.4]  # row 9, column 3
@@ -192,7 +193,7 @@ def test_decoding_leaves_the_maps_alone(
         maps = teacher(**batch["inputs"]["student"])
     teacher.bbox_head.decode = _spoil(teacher.bbox_head.decode)
     before = {name: value.clone() for name, value in maps.items()}
-    boxes, scores, labels = decode_boxes(teacher, maps)
+    boxes, scores, labels = FrozenTeacher(teacher, teacher.spec).boxes(maps)
     assert boxes.shape == (2, 20, 9) and scores.shape == labels.shape == (2, 20)
     assert all(torch.equal(maps[name], value) for name, value in before.items())
 
