@@ -70,12 +70,12 @@ class SparseEncoder(nn.Module):
         """
         if voxel_features.shape != (len(voxel_coordinates), self.in_channels):
             raise DataError(
-                f"voxel features must be [{len(voxel_coordinates)}, {self.in_channels}], a row for each coordinate, got "
-                f"{list(voxel_features.shape)}"
+                f"voxel features must be [{len(voxel_coordinates)}, {self.in_channels}], a row for each coordinate, "
+                f"got {list(voxel_features.shape)}"
             )
         # Rounded to half precision the sums of a convolution are of no use: mmdet3d turns autocast off here, too.
         with torch.autocast(voxel_features.device.type, enabled=False):
-            x = self._sparse(voxel_features.to(self.conv_out[0].weight.dtype), voxel_coordinates, batch_size)
+            x = self._sparse(voxel_features.to(next(self.parameters()).dtype), voxel_coordinates, batch_size)
             return _bev_map(self.conv_out(self.encoder_layers(self.conv_input(x))))
 
     def _sparse(self, features: Tensor, coordinates: Tensor, frames: int) -> SparseMap:
@@ -95,10 +95,8 @@ class SparseSequential(nn.Sequential):
     def forward(self, x: SparseMap) -> SparseMap:
         """Sparse in, sparse out."""
         for module in self:
-            if isinstance(module, nn.BatchNorm1d | nn.ReLU):
-                x = x.with_features(module(x.features))
-            else:
-                x = module(x)
+            on_features = isinstance(module, nn.BatchNorm1d | nn.ReLU)
+            x = x.with_features(module(x.features)) if on_features else module(x)
         return x
 
 
