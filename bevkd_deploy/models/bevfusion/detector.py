@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.errors import DataError
