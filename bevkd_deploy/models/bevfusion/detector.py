@@ -29,6 +29,7 @@ from bevkd_deploy.models.bevfusion.swin import SwinTransformer
 from bevkd_deploy.models.bevfusion.transfusion_head import BoxCoding, TransFusionHead
 from bevkd_deploy.models.bevfusion.voxels import Voxelization
 from bevkd_deploy.models.detector import IMAGE_MEAN, IMAGE_STD
+from bevkd_deploy.models.network import Boxes, DetectionNetwork
 
 CameraBackbone = Literal["swin_t", "resnet50"]
 ImageChannels = Literal["bgr", "rgb"]
@@ -37,7 +38,7 @@ CAMERA_CHANNELS = 80
 LIDAR_CHANNELS = 256
 
 
-class BevFusion(nn.Module):
+class BevFusion(DetectionNetwork):
     """Camera+LiDAR or LiDAR-alone BEVFusion under the teacher contract.
 
     Args:
@@ -52,6 +53,7 @@ class BevFusion(nn.Module):
         spec: what it is fed and what its maps cover.
     """
 
+    spec: SensorSpec
     image_mean: Tensor
     image_std: Tensor
 
@@ -103,7 +105,7 @@ class BevFusion(nn.Module):
         boxes, scores, labels = self.bbox_head.decode(maps)
         return {"heatmap": maps["dense_heatmap"], "boxes": boxes, "scores": scores, "labels": labels}
 
-    def decode(self, maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def decode(self, maps: dict[str, Tensor]) -> Boxes:
         """What `forward` returned -> boxes [B, Q, 9], scores [B, Q] descending, labels int64 [B, Q]."""
         return maps["boxes"], maps["scores"], maps["labels"].long()  # a frozen teacher hands every map on as floats
 
