@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import CannotRunHere, UsageError
 from bevkd_deploy.contracts.sensor_spec import SensorSpec
+from bevkd_deploy.models.network import DetectionNetwork
 from bevkd_deploy.teachers.mmdet3d_checkpoint import Checkpoint, load_into, read_mmengine_checkpoint
 from bevkd_deploy.teachers.mmdet3d_config import Mmdet3dOptions, build_detector_of, class_names, read_config
 from bevkd_deploy.teachers.mmdet3d_heads import HeadReader, copied, head_reader, padded_boxes
@@ -21,7 +22,7 @@ from bevkd_deploy.teachers.mmdet3d_inputs import Mmdet3dInputs
 _SAME = 1e-4
 
 
-class Mmdet3dDetector(nn.Module):
+class Mmdet3dDetector(DetectionNetwork):
     """An mmdet3d detector under the teacher contract, always in evaluation mode and without gradients.
 
     Its modules are the detector's own, by mmdet3d's names (`pts_backbone`, `pts_neck`, `pts_bbox_head`, ...), so that
