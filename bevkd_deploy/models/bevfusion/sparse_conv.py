@@ -161,10 +161,7 @@ def _add_products(
     An output occurs once an offset, and offsets follow one another: each addition has one writer, in a fixed order.
     """
     _, in_channels, out_channels = matrices.shape
-    if identity is None:
-        out = features.new_zeros(rows, out_channels)
-    else:
-        out = features @ matrices[identity]
+    out = features.new_zeros(rows, out_channels) if identity is None else features @ matrices[identity]
     piece = _PIECE if features.device.type == "cpu" else max(rows, len(features), 1)
     # Reused: fresh memory for each product costs as much as the product's additions.
     gathered, product = features.new_empty(piece, in_channels), features.new_empty(piece, out_channels)

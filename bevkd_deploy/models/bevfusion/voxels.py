@@ -22,18 +22,18 @@ class Voxels(NamedTuple):
     Attributes:
         points: float32 [V, M, F], points of each voxel, rows of zeros behind them.
         coordinates: int64 [V, 3], cells along x, y, z.
-        count: int64 [V], points in each voxel, at least 1.
+        counts: int64 [V], points in each voxel, at least 1.
         frame: int64 [V], which frame of the batch.
     """
 
     points: Tensor
     coordinates: Tensor
-    count: Tensor
+    counts: Tensor
     frame: Tensor
 
     def mean(self) -> Tensor:
         """Mean of each voxel's points, float32 [V, F]: mmdet3d's HardSimpleVFE, or `voxelize_reduce`."""
-        return self.points.sum(dim=1) / self.count[:, None].to(self.points.dtype)
+        return self.points.sum(dim=1) / self.counts[:, None].to(self.points.dtype)
 
     def frame_coordinates(self) -> Tensor:
         """int64 [V, 4]: frame, x, y, z, as the sparse encoder takes them."""
