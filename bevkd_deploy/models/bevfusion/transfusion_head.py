@@ -54,8 +54,10 @@ class TransFusionHead(nn.Module):
         self.box_coding: BoxCoding = box_coding
         classes = len(geometry.classes)
         self.shared_conv = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.heatmap_head = nn.Sequential(conv_module(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d),
-            nn.Conv2d(channels, classes, 3, padding=1),)
+        self.heatmap_head = nn.Sequential(
+            conv_module(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d),
+            nn.Conv2d(channels, classes, 3, padding=1),
+        )
         self.class_encoding = nn.Conv1d(classes, channels, 1)
         self.decoder = nn.ModuleList([DecoderLayer(channels)])
         self.prediction_heads = nn.ModuleList([PredictionHead(channels, classes)])
