@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.errors import DataError
@@ -88,8 +88,10 @@ class BevFusion(DetectionNetwork):
         """A batch of sensor inputs -> heatmap and boxes.
 
         Args:
-            points, point_count, images: as `contracts.sensor_spec` describes them.
-            calibration: the matrices described there, by name; not looked at without cameras.
+            points: float32 [B, P, 5]; this and the rest as `contracts.sensor_spec` describes them.
+            point_count: int64 [B].
+            images: uint8 RGB [B, N, H, W, 3]; absent without cameras.
+            calibration: the matrices, by name; not looked at without cameras.
 
         Returns:
             heatmap [B, K, X, Y] (class logits), boxes [B, Q, 9] (augmented lidar frame), scores [B, Q] descending,
