@@ -67,7 +67,7 @@ def test_a_bevfusion_checkpoint_teaches(folder: Path, bevkd: Callable[..., Any])
     steps = events(folder / "run")
     for term in ("heatmap", "feature"):
         raw = [step["raw"][term] for step in steps]
-        assert sum(raw[-3:]) < 0.8 * sum(raw[:3]), term
+        assert raw[-1] < 0.8 * raw[0], (term, raw)
     assert (folder / "run" / "checkpoints" / "last.safetensors").is_file()
     assert json.loads((folder / "run" / "eval" / "teacher.json").read_text())["present"]["mean_ap"] >= 0
 
