@@ -4,9 +4,10 @@ python benchmarks/sparse_conv/measure.py path/to/nuscenes_keyframe
 
 Two clouds: the keyframe's one turn, and ten turns, for which the keyframe stands ten times, each half a metre on. The
 peer is spconv 2 by the backend `spconv` of the same network: with shared pairs, its best (mmdet3d's configuration makes
-them again for every block). All of it runs on one thread, since with more spconv's CPU kernels race. Without spconv there
-is no peer, and the file says so. Rows take turns; times are the best of the rounds, wall clock and processor time, which
-other work on the machine disturbs less; ten turns get a quarter of the rounds. Writes results.json beside this file.
+them again for every block). All of it runs on one thread, since with more spconv's CPU kernels race. Without spconv
+there is no peer, and the file says so. Rows take turns; times are the best of the rounds, wall clock and processor
+time, which other work on the machine disturbs less; ten turns get a quarter of the rounds. Writes results.json beside
+this file.
 """
 
 from __future__ import annotations
