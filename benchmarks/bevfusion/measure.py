@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,13 +85,14 @@ def listening(model: nn.Module, seconds: dict[str, float], outputs: dict[str, Te
 
 
 def timed(model: nn.Module, run: Callable[[], Any]) -> tuple[dict[str, float], dict[str, Tensor], Any]:
-    """Seconds of a pass and of its modules, the compared outputs, and what the pass returned."""
+    """Seconds of a pass (also of processor time) and of its modules, compared outputs, and what the pass returned."""
     seconds: dict[str, float] = {}
     outputs: dict[str, Tensor] = {}
     with listening(model, seconds, outputs):
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         result = run()
         seconds["whole"] = time.perf_counter() - start
+        seconds["whole_cpu"] = time.process_time() - start_cpu  # hardly changes where others load the machine
     return seconds, outputs, result
 
 
@@ -114,27 +116,54 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
+def ratio(times: dict[str, dict[str, list[float]]], part: str) -> dict[str, float]:
+    """Our seconds over theirs: of the smallest, and the middle of the rounds."""
+    ours, theirs = times["bevkd"][part], times["mmdet3d"][part]
+    rounds = [own / their for own, their in zip(ours, theirs, strict=True)]
+    return {"of_minima": min(ours) / min(theirs), "median_of_rounds": statistics.median(rounds)}
+
+
 def summary(values: list[float]) -> dict[str, float]:
     """Seconds over the rounds."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values), "n": len(values)}
 
 
-def measure(root: Path, project: Path, rounds: int) -> dict[str, Any]:
-    """Take turns, the first round not counted."""
-    golden = load_golden()
-    inputs = golden.keyframe_inputs(root)
-    network = BevFusion(BevFusionGeometry(), camera="swin_t").eval()
-    weights = golden.closed_form_weights(network.state_dict())
-    network.load_state_dict(weights, strict=True)
-    theirs = peer.build(project)
-    peer.copy_weights(theirs, weights)
-    batch, samples = peer.prepared(inputs, network.image_mean, network.image_std)
+@dataclass(frozen=True)
+class Pair:
+    """Both networks with the same weights, and what to call them with."""
 
-    def ours() -> dict[str, Tensor]:
+    ours: BevFusion
+    inputs: dict[str, Tensor]
+    theirs: nn.Module
+    batch: dict[str, Any]
+    samples: list[Any]
+
+    @classmethod
+    def build(cls, root: Path, project: Path) -> Pair:
+        """From the keyframe and mmdet3d's project."""
+        golden = load_golden()
+        inputs = golden.keyframe_inputs(root)
+        ours = BevFusion(BevFusionGeometry(), camera="swin_t").eval()
+        weights = golden.closed_form_weights(ours.state_dict())
+        ours.load_state_dict(weights, strict=True)
+        theirs = peer.build(project)
+        peer.copy_weights(theirs, weights)
+        return cls(ours, inputs, theirs, *peer.prepared(inputs, ours.image_mean, ours.image_std))
+
+    def run_ours(self) -> dict[str, Tensor]:
+        """Maps and boxes."""
         with torch.no_grad():
-            return network(**inputs)
+            maps: dict[str, Tensor] = self.ours(**self.inputs)
+        return maps
 
-    arms = {"bevkd": (network, ours), "mmdet3d": (theirs, lambda: peer.predict(theirs, batch, samples))}
+    def run_theirs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores, labels."""
+        return peer.predict(self.theirs, self.batch, self.samples)
+
+
+def measure(pair: Pair, rounds: int) -> dict[str, Any]:
+    """Take turns, the first round not counted."""
+    arms = {"bevkd": (pair.ours, pair.run_ours), "mmdet3d": (pair.theirs, pair.run_theirs)}
     times: dict[str, dict[str, list[float]]] = {name: {} for name in arms}
     kept: dict[str, tuple[dict[str, Tensor], Any]] = {}
     for turn in range(rounds + 1):
@@ -144,15 +173,11 @@ def measure(root: Path, project: Path, rounds: int) -> dict[str, Any]:
             for part, value in seconds.items() if turn else ():
                 times[name].setdefault(part, []).append(value)
     (our_maps, maps), (their_maps, boxes) = kept["bevkd"], kept["mmdet3d"]
-    whole = {name: parts["whole"] for name, parts in times.items()}
     return {
         "seconds": {name: {part: summary(values) for part, values in parts.items()} for name, parts in times.items()},
-        "ours_to_theirs": {
-            "of_minima": min(whole["bevkd"]) / min(whole["mmdet3d"]),
-            "median_of_rounds": statistics.median(a / b for a, b in zip(whole["bevkd"], whole["mmdet3d"], strict=True)),
-        },
+        "ours_to_theirs": {part: ratio(times, part) for part in ("whole", "whole_cpu")},
         "relative_difference": {name: relative(our_maps[name], their_maps[name]) for name in COMPARED},
-        "boxes": box_agreement(tuple(part[0] for part in network.decode(maps)), boxes),
+        "boxes": box_agreement(tuple(part[0] for part in pair.ours.decode(maps)), boxes),
     }
 
 
@@ -165,11 +190,12 @@ def main() -> None:
     given = parser.parse_args()
     cv2.setNumThreads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # spconv's own OpenMP reads it when it is loaded; torch is told below
-    runs = {}
     load = list(os.getloadavg())
+    pair = Pair.build(given.root, given.project.resolve())
+    runs = {}
     for threads in (1, os.cpu_count() or 1):
         torch.set_num_threads(threads)
-        runs[f"threads_{threads}"] = measure(given.root, given.project.resolve(), given.rounds)
+        runs[f"threads_{threads}"] = measure(pair, given.rounds)
     result = {
         "environment": {**collect_environment(), "load_average_at_start": load},
         "peers": {name: importlib.metadata.version(name) for name in ("mmcv", "mmdet", "mmdet3d", "spconv")},
