@@ -125,10 +125,11 @@ def _mmdet3d(loaded: LoadedRecipe, weights: Path, digest: str) -> DetectionNetwo
                 "bevkd teacher cache there"
             )
         return AbsentNetwork(SensorSpec.model_validate(read_json(stored, "teacher description")), why)
+    from bevkd_deploy.teachers.mmdet3d_config import Mmdet3dOptions
     from bevkd_deploy.teachers.mmdet3d_model import build_mmdet3d_teacher
 
-    folders = [resolved_path(loaded, folder) for folder in teacher.import_paths]
-    network = build_mmdet3d_teacher(resolved_path(loaded, teacher.config), weights, recipe.data.cameras, folders)
+    options = Mmdet3dOptions(tuple(resolved_path(loaded, folder) for folder in teacher.import_paths))
+    network = build_mmdet3d_teacher(resolved_path(loaded, teacher.config), weights, recipe.data.cameras, options)
     if teacher.cache is not None:
         write_json(stored, network.spec.model_dump(mode="json"))
     return network

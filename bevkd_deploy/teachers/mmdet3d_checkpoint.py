@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,13 @@ class Checkpoint:
 
 
 class _LogRecord:
-    """Stands for mmengine's log history, which is not needed and would need mmengine."""
+    """Stands for mmengine's log history and its methods: not needed, and reading them would run code."""
+
+    def __new__(cls, *_: Any) -> _LogRecord:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
 
     def __setstate__(self, state: Any) -> None:
         """Keep nothing."""
@@ -54,7 +59,9 @@ def read_mmengine_checkpoint(path: Path, expected_sha256: str | None = None) -> 
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+        reason = (
+            str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0].split(" Please use ")[0].rstrip(".")
+        )
         raise ArtifactError(
             f"checkpoint {path} is damaged, or holds objects that are not read for safety: {reason}. If you trust it, "
             "write its weights alone: torch.save({'state_dict': ..., 'meta': {}}, FILE)"
@@ -68,7 +75,7 @@ def read_mmengine_checkpoint(path: Path, expected_sha256: str | None = None) -> 
 
 
 def load_into(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
-    """Load weights; every key must fit. (mmengine's own loading only warns.)
+    """Load weights; every key must fit, where mmengine's own loading only warns.
 
     Raises:
         ArtifactError: names all missing, unexpected and mis-shaped keys.
@@ -107,14 +114,13 @@ def _classes(meta: Any) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def _harmless() -> list[tuple[Callable[..., Any] | type, str] | type]:
-    """Beyond what weights_only allows: NumPy's numbers and arrays, under the names of both its versions, and logs."""
-    multiarray = np.asarray([]).__reduce__()[0].__module__  # numpy.core or numpy._core
-    reconstruct = np.asarray([]).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    assert multiarray.endswith("multiarray")
-    allowed: list[Any] = [np.ndarray, np.dtype]
-    allowed += [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
-    for package in ("numpy.core", "numpy._core"):
+def _harmless() -> list[Any]:
+    """What may stand in a file beside what weights_only knows: NumPy's numbers and arrays, and mmengine's logs.
+
+    A log names its methods by getattr; that is not called, but stood for.
+    """
+    reconstruct, scalar = np.asarray([]).__reduce__()[0], np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}]
+    for package in ("numpy.core", "numpy._core"):  # before and since NumPy 2
         allowed += [(reconstruct, f"{package}.multiarray._reconstruct"), (scalar, f"{package}.multiarray.scalar")]
-    return [*allowed, (_LogRecord, "mmengine.logging.history_buffer.HistoryBuffer")]
+    return [*allowed, (_LogRecord, "mmengine.logging.history_buffer.HistoryBuffer"), (_LogRecord, "builtins.getattr")]

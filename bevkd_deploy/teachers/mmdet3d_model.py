@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import CannotRunHere, UsageError
 from bevkd_deploy.contracts.sensor_spec import SensorSpec
+from bevkd_deploy.models.network import Boxes, DetectionNetwork
 from bevkd_deploy.teachers.mmdet3d_checkpoint import Checkpoint, load_into, read_mmengine_checkpoint
 from bevkd_deploy.teachers.mmdet3d_config import Mmdet3dOptions, build_detector_of, class_names, read_config
-from bevkd_deploy.teachers.mmdet3d_heads import HeadReader, copied, head_reader, padded_boxes
+from bevkd_deploy.teachers.mmdet3d_heads import AnchorHeadReader, HeadReader, copied, head_reader, padded_boxes
 from bevkd_deploy.teachers.mmdet3d_inputs import Mmdet3dInputs
 
 #: Relative tolerance of numbers that a configuration writes twice.
 _SAME = 1e-4
 
 
-class Mmdet3dDetector(nn.Module):
+class Mmdet3dDetector(DetectionNetwork):
     """An mmdet3d detector under the teacher contract, always in evaluation mode and without gradients.
 
     Its modules are the detector's own, by mmdet3d's names (`pts_backbone`, `pts_neck`, `pts_bbox_head`, ...), so that
@@ -82,9 +83,9 @@ class Mmdet3dDetector(nn.Module):
         self._check_grid(maps["heatmap"])
         return {**maps, **padded_boxes(self._reader.predict(copied(outputs), metas), self.spec.top_k)}
 
-    def decode(self, maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def decode(self, maps: dict[str, Tensor]) -> Boxes:
         """The boxes, scores and labels of `forward`, which mmdet3d's own decoding made."""
-        return maps["boxes"], maps["scores"], maps["labels"]
+        return maps["boxes"], maps["scores"], maps["labels"].long()
 
     def _check_grid(self, heatmap: Tensor) -> None:
         rows, columns = self.spec.bev_shape_yx
@@ -125,7 +126,9 @@ def build_mmdet3d_teacher(
     names = class_names(config, config_path)
     inputs = Mmdet3dInputs.of(config, config_path, options)
     if inputs.images is not None and not cameras:
-        raise UsageError(f"mmdet3d config {config_path} is a model with cameras, but the recipe's data.cameras is empty")
+        raise UsageError(
+            f"mmdet3d config {config_path} is a model with cameras, but the recipe's data.cameras is empty"
+        )
     # Before the model is built: a wrong file is known at once.
     checkpoint = None if checkpoint_path is None else read_mmengine_checkpoint(checkpoint_path, sha256)
     detector = build_detector_of(config, config_path, options.import_paths)
@@ -140,12 +143,12 @@ def build_mmdet3d_teacher(
 
 
 def _check_classes(names: tuple[str, ...], reader: HeadReader, checkpoint: Checkpoint | None, path: Path) -> None:
-    if len(set(names)) != len(names) or len(names) != reader.label_count():
+    if len(set(names)) != len(names) or len(names) != reader.facts.label_count:
         raise UsageError(
             f"mmdet3d config {path} names {len(names)} classes ({', '.join(names)}), its {reader.family} tells "
-            f"{reader.label_count()} apart"
+            f"{reader.facts.label_count} apart"
         )
-    of_head = reader.class_names()
+    of_head = reader.facts.class_names
     if of_head is not None and of_head != names:
         raise UsageError(
             f"mmdet3d config {path} contradicts itself: its data set's classes are {', '.join(names)}, the tasks of "
@@ -166,7 +169,9 @@ def _spec(
     bev_stride: int | None,
 ) -> SensorSpec:
     range_m, voxel_m = _grid(detector, reader)
-    stride = bev_stride or reader.stride() or _derived_stride(detector, reader, range_m, voxel_m)
+    stride = bev_stride or reader.facts.stride or _derived_stride(detector, reader, range_m, voxel_m)
+    if isinstance(reader, AnchorHeadReader):
+        _check_anchors(reader, range_m, voxel_m * stride)
     classes, cameras = names_and_cameras
     images = inputs.images
     drops = inputs.points.range_m
@@ -185,7 +190,7 @@ def _spec(
         axis_order=reader.axis_order,
         drop_outside=drops is not None and _close(drops, range_m),
         classes=classes,
-        top_k=reader.max_boxes(),
+        top_k=reader.facts.max_boxes,
     )
 
 
@@ -201,14 +206,26 @@ def _grid(detector: Any, reader: HeadReader) -> tuple[tuple[float, ...], float]:
     x_m, y_m = (float(side) for side in list(layer.voxel_size)[:2])
     if not _close([x_m], [y_m]):
         raise UsageError(f"BEV cells must be squares, but voxels of the mmdet3d config are {x_m:g} x {y_m:g} m")
-    for name, claimed in reader.grid_claims().items():
-        actual = range_m if name == "range" else (x_m, y_m)
-        if not _close(list(claimed)[:2], actual[:2]):
+    for name, claimed, actual in (
+        ("origin", reader.facts.origin_m, range_m[:2]),
+        ("voxel size", reader.facts.voxel_m, (x_m, y_m)),
+    ):
+        if claimed is not None and not _close(claimed, actual):
             raise UsageError(
-                f"the mmdet3d config contradicts itself: {name} of its {reader.family} is {list(claimed)}, of its "
-                f"voxels {list(actual)}"
+                f"the mmdet3d config contradicts itself: {name} of its {reader.family} is {list(claimed)} m, of its "
+                f"voxels {list(actual)} m"
             )
     return range_m, x_m
+
+
+def _check_anchors(reader: AnchorHeadReader, range_m: Sequence[float], cell_m: float) -> None:
+    """Whether class scores lie where their cell is."""
+    for anchors_m in reader.anchor_ranges_m():
+        if any(abs(anchors_m[edge] - range_m[edge]) > cell_m for edge in (0, 1, 3, 4)):
+            raise UsageError(
+                f"anchors of the mmdet3d config span {list(anchors_m)} m, its voxels {list(range_m)} m, which is more "
+                f"than a cell ({cell_m:g} m) apart: class scores would not be where their cell is"
+            )
 
 
 def _derived_stride(detector: Any, reader: HeadReader, range_m: Sequence[float], voxel_m: float) -> int:
@@ -216,11 +233,14 @@ def _derived_stride(detector: Any, reader: HeadReader, range_m: Sequence[float],
     unknown = UsageError(
         f"how many voxels a cell of this {reader.family}'s maps spans is not in the config: give teacher.bev_stride"
     )
-    parts = [getattr(detector, name, None) or getattr(detector, f"pts_{name}", None) for name in ("middle_encoder",
-             "backbone", "neck")]  # fmt: skip
-    scatter, backbone, neck = parts
-    if not all(hasattr(scatter, name) for name in ("ny", "nx", "in_channels")) or backbone is None:
-        raise unknown  # not a pillar scatter, whose canvas has a cell a pillar
+    # Detectors with a camera branch put pts_ before the names.
+    scatter, backbone, neck = (
+        getattr(detector, f"pts_{name}", None) or getattr(detector, name, None)
+        for name in ("middle_encoder", "backbone", "neck")
+    )
+    if backbone is None or not all(hasattr(scatter, name) for name in ("ny", "nx", "in_channels")):
+        raise unknown  # no pillar scatter, whose canvas has a cell a pillar
+    assert scatter is not None
     canvas = torch.empty(1, scatter.in_channels, scatter.ny, scatter.nx, device="meta")
     try:
         features = copy.deepcopy(backbone).to("meta").eval()(canvas)
@@ -247,8 +267,8 @@ def _check_runs_on_cpu(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__module__.startswith("mmcv.ops.sparse_"):
             raise CannotRunHere(
-                f"this detector has sparse 3-D convolutions of mmcv ({type(module).__name__}), which run on CUDA alone: "
-                "use a GPU, or install spconv"
+                f"this detector has sparse 3-D convolutions of mmcv ({type(module).__name__}), which run on CUDA "
+                "alone: use a GPU, or install spconv"
             )
 
 
