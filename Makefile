@@ -20,7 +20,7 @@ MMCV := mmcv==2.1.0
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bevkd
 MMCV_WHEELS = $(CACHE)/wheels/mmcv-2.1.0-torch-2.13.0-$(shell $(MMDET3D_BIN)/python -c 'import sysconfig, sys; print(sys.implementation.cache_tag, sysconfig.get_platform(), sep="-")')
 
-.PHONY: help demo test test-mmdet3d check docs clean
+.PHONY: help demo test mmdet3d test-mmdet3d check docs clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -37,7 +37,10 @@ test: $(TEST_EXTRAS) ## the whole test suite
 	$(BIN)/python -m pytest
 
 # dash comes with open3d; its pytest plugin warns of itself, and warnings are errors here.
-test-mmdet3d: $(MMDET3D_READY) ## our readers and pillars against mmdet3d's own (compiles mmcv once)
+mmdet3d: $(MMDET3D_READY) ## an environment with mmdet3d in .venv-mmdet3d, for its models as teachers (compiles mmcv once)
+	@echo "mmdet3d is there: $(MMDET3D_BIN)/bevkd teacher cache RECIPE, $(MMDET3D_BIN)/bevkd distill RECIPE"
+
+test-mmdet3d: $(MMDET3D_READY) ## what we say about mmdet3d against mmdet3d itself (compiles mmcv once)
 	$(MMDET3D_BIN)/python -m pytest -p no:dash tests/mmdet3d
 
 check: $(TEST_EXTRAS) ## lint, formatting, types, import rules

@@ -47,7 +47,7 @@ def load_detector(path: Path, detector: nn.Module, config: ModelConfig, expected
     tensors, header = _read(path)
     made_for = json.loads(header)["model"] if header else {}
     differences = _differences(made_for, config.model_dump(mode="json"))
-    problems = _key_problems(tensors, detector.state_dict())
+    problems = key_problems(tensors, detector.state_dict())
     # Weights of another range or depth have the same shapes and detect nothing: settings count as much as keys.
     if problems or differences:
         raise ArtifactError(
@@ -80,7 +80,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise ArtifactError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
 
 
-def _key_problems(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+def key_problems(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    """One line for each key that a state dict lacks, has too many, or has in another shape."""
     problems = [f"missing: {key} {list(wanted[key].shape)}" for key in wanted if key not in found]
     problems += [f"unexpected: {key} {list(found[key].shape)}" for key in found if key not in wanted]
     problems += [

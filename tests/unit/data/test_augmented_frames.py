@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_training import AugmentationConfig, ImageAugmentationConfig, PasteConfig
+from bevkd_deploy.contracts.sensor_spec import SensorSpec
 from bevkd_deploy.data.augment import FrameAug, draw_frame_aug
 from bevkd_deploy.data.dataset import FrameDataset
 from bevkd_deploy.data.object_database import build_database
@@ -23,7 +24,7 @@ from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.geometry.boxes import augment_boxes, box_corners
 from bevkd_deploy.geometry.calibration import Calibration
 from bevkd_deploy.geometry.camera_lut import fit_image
-from bevkd_deploy.geometry.frames import project, yaw_pose
+from bevkd_deploy.geometry.frames import project, transform_points, yaw_pose
 from bevkd_deploy.geometry.grid import BevGrid
 
 MakeConfig = Callable[..., ModelConfig]
@@ -93,7 +94,7 @@ def spec(tiny_model_config: MakeConfig) -> GraphSpec:
 
 
 def dataset_of(
-    sample: Sample, specs: dict[str, GraphSpec], augmentation: AugmentationConfig, **more: Any
+    sample: Sample, specs: Mapping[str, GraphSpec | SensorSpec], augmentation: AugmentationConfig, **more: Any
 ) -> FrameDataset:
     return FrameDataset(
         [sample], specs, target_of=next(iter(specs)), min_radius_cells=1, augmentation=augmentation, seed=4, **more
@@ -238,3 +239,39 @@ def test_nothing_is_pasted_into_a_frame_without_lidar(tmp_path: Path, spec: Grap
     assert int(with_lidar["targets"]["mask"][:, 0].sum()) > int(without["targets"]["mask"][:, 0].sum()) > 0
     assert not without["inputs"]["student"]["pillar_count"].any()
     assert torch.equal(with_lidar["inputs"]["student"]["images"], without["inputs"]["student"]["images"])
+
+
+def test_a_teacher_on_raw_sensors_sees_the_same_frame(tmp_path: Path, spec: GraphSpec) -> None:
+    """The matrices of its inputs lead from an augmented corner to the pixel that shows it; the points are the same."""
+    sensors = SensorSpec(
+        cameras=CAMERAS, image_height_px=96, image_width_px=144, image_scale=0.55, image_resize="opencv_bilinear",
+        range_m=(-24.0, -24.0, -3.0, 24.0, 24.0, 3.0), bev_cell_m=1.0, classes=("car",), top_k=4,
+    )  # fmt: skip
+    checked = 0
+    for augmentation in AUGMENTATIONS.values():
+        for corner in range(4):
+            points = [box_corners(BOXES[row : row + 1])[0, corner] for row in range(2)]
+            marks = [project(points[row][None], CALIBRATION.lidar2img()[row])[0][0] for row in range(2)]
+            sample = make_sample(tmp_path, dict(zip(CAMERAS, marks, strict=True)))
+            frame = dataset_of(sample, {"student": spec, "teacher": sensors}, augmentation)[corner]
+            inputs = {name: value.double().numpy() for name, value in frame["inputs"]["teacher"].items()}
+            drawn = drawn_for(augmentation, spec, corner)
+            lidar_aug = np.eye(4) if drawn.bev_aug is None else drawn.bev_aug
+            np.testing.assert_allclose(inputs["lidar_aug"], lidar_aug, atol=1e-6)
+            assert inputs["point_count"] == len(inputs["points"]) == 24
+            raw = np.fromfile(tmp_path / "points.bin", np.float32).reshape(-1, 5)[:, :3]
+            np.testing.assert_allclose(inputs["points"][:, :3], transform_points(lidar_aug, raw), atol=1e-4)
+            for camera in range(2):
+                augmented = transform_points(lidar_aug, points[camera][None])
+                lidar = transform_points(np.linalg.inv(inputs["lidar_aug"]), augmented)
+                np.testing.assert_allclose(
+                    np.linalg.inv(inputs["cam2lidar"][camera]), CALIBRATION.lidar2cam[camera], atol=1e-5
+                )
+                np.testing.assert_allclose(inputs["cam2img"][camera, :3, :3], CALIBRATION.cam2img[camera], rtol=1e-6)
+                (pixel,), _ = project(lidar, inputs["lidar2img"][camera])
+                expected = (inputs["img_aug"][camera] @ [*pixel, 0.0, 1.0])[:2]
+                if (expected > 8).all() and expected[0] < 136 and expected[1] < 88:
+                    found = middle_of(inputs["images"][camera])
+                    assert found == pytest.approx(expected, abs=0.1)
+                    checked += 1
+    assert checked > 15
