@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.errors import DataError
@@ -30,6 +30,7 @@ from bevkd_deploy.models.bevfusion.transfusion_head import BoxCoding, TransFusio
 from bevkd_deploy.models.bevfusion.voxels import Voxelization
 from bevkd_deploy.models.detector import IMAGE_MEAN, IMAGE_STD
 from bevkd_deploy.models.network import Boxes, DetectionNetwork
+from bevkd_deploy.models.resnet import ResNet
 
 CameraBackbone = Literal["swin_t", "resnet50"]
 ImageChannels = Literal["bgr", "rgb"]
@@ -74,7 +75,7 @@ class BevFusion(DetectionNetwork):
         self.pts_voxel_layer = Voxelization(geometry)
         self.pts_middle_encoder = SparseEncoder(geometry)
         if camera:
-            self.img_backbone = _image_backbone(camera)
+            self.img_backbone = SwinTransformer() if camera == "swin_t" else ResNet("resnet50", 64, first_stride=8)
             self.img_neck = GeneralizedLSSFPN(self.img_backbone.out_channels)
             self.view_transform = DepthLSSTransform(geometry, out_channels=CAMERA_CHANNELS)
             self.fusion_layer = ConvFuser((CAMERA_CHANNELS, LIDAR_CHANNELS), LIDAR_CHANNELS)
@@ -153,9 +154,3 @@ def sensor_spec(geometry: BevFusionGeometry, cameras: tuple[str, ...]) -> Sensor
         classes=geometry.classes,
         top_k=geometry.proposals,
     )
-
-
-def _image_backbone(camera: CameraBackbone) -> nn.Module:
-    if camera == "swin_t":
-        return SwinTransformer()
-    raise NotImplementedError
