@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bevkd_deploy.contracts.errors import CannotRunHere, UsageError
 from bevkd_deploy.contracts.sensor_spec import SensorSpec
 from bevkd_deploy.models.network import Boxes, DetectionNetwork
-from bevkd_deploy.teachers.mmdet3d_checkpoint import Checkpoint, load_into, read_mmengine_checkpoint
+from bevkd_deploy.models.weights_file import WeightsFile, read_weights
+from bevkd_deploy.teachers.mmdet3d_checkpoint import classes_of, load_into
 from bevkd_deploy.teachers.mmdet3d_config import Mmdet3dOptions, build_detector_of, class_names, read_config
 from bevkd_deploy.teachers.mmdet3d_heads import AnchorHeadReader, HeadReader, copied, head_reader, padded_boxes
 from bevkd_deploy.teachers.mmdet3d_inputs import Mmdet3dInputs
@@ -130,19 +131,19 @@ def build_mmdet3d_teacher(
             f"mmdet3d config {config_path} is a model with cameras, but the recipe's data.cameras is empty"
         )
     # Before the model is built: a wrong file is known at once.
-    checkpoint = None if checkpoint_path is None else read_mmengine_checkpoint(checkpoint_path, sha256)
+    weights = None if checkpoint_path is None else read_weights(checkpoint_path, sha256)
     detector = build_detector_of(config, config_path, options.import_paths)
     reader = head_reader(detector)
-    _check_classes(names, reader, checkpoint, config_path)
+    _check_classes(names, reader, weights, config_path)
     spec = _spec(detector, reader, inputs, (names, tuple(cameras)), options.bev_stride)
-    if checkpoint is not None and checkpoint_path is not None:
-        load_into(detector, checkpoint, checkpoint_path)
+    if weights is not None:
+        load_into(detector, weights)
     teacher = Mmdet3dDetector(detector, reader, inputs, spec)
-    teacher.sha256 = checkpoint.sha256 if checkpoint is not None else None
+    teacher.sha256 = weights.sha256 if weights is not None else None
     return teacher
 
 
-def _check_classes(names: tuple[str, ...], reader: HeadReader, checkpoint: Checkpoint | None, path: Path) -> None:
+def _check_classes(names: tuple[str, ...], reader: HeadReader, weights: WeightsFile | None, path: Path) -> None:
     if len(set(names)) != len(names) or len(names) != reader.facts.label_count:
         raise UsageError(
             f"mmdet3d config {path} names {len(names)} classes ({', '.join(names)}), its {reader.family} tells "
@@ -154,9 +155,10 @@ def _check_classes(names: tuple[str, ...], reader: HeadReader, checkpoint: Check
             f"mmdet3d config {path} contradicts itself: its data set's classes are {', '.join(names)}, the tasks of "
             f"its head {', '.join(of_head)}"
         )
-    if checkpoint is not None and checkpoint.classes is not None and checkpoint.classes != names:
+    trained = None if weights is None else classes_of(weights)
+    if trained is not None and trained != names:
         raise UsageError(
-            f"the checkpoint was trained with the classes {', '.join(checkpoint.classes)}, mmdet3d config {path} names "
+            f"the checkpoint was trained with the classes {', '.join(trained)}, mmdet3d config {path} names "
             f"{', '.join(names)}: labels would change their meaning. Use the config that it was trained with"
         )
 

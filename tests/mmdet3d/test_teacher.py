@@ -88,11 +88,10 @@ def inputs_of(teacher: Mmdet3dDetector, *clouds: np.ndarray[Any, Any]) -> Inputs
 
 def predicted_by_mmdet3d(teacher: Mmdet3dDetector, config: Path) -> Any:
     """mmdet3d's own test pipeline and predict, on the keyframe file itself."""
+    from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
     from mmengine.config import Config
     from mmengine.dataset import Compose, pseudo_collate
     from mmengine.registry import DefaultScope
-
-    from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
 
     steps = Config.fromfile(config).test_dataloader.dataset.pipeline
     with DefaultScope.overwrite_default_scope("mmdet3d"):
@@ -257,12 +256,12 @@ def test_it_serves_as_a_frozen_teacher_in_half_precision(write_config: WriteConf
 def test_boxes_of_mmdet3d_are_ours_but_for_where_they_stand(mmdet3d: ModuleType) -> None:
     """Annotations of the keyframe, through mmdet3d's box class and back."""
     keyframe_points()
+    from mmdet3d.structures import LiDARInstance3DBoxes
     from mmengine.structures import InstanceData
 
     from bevkd_deploy.data.mmdet3d_infos import read_infos
     from bevkd_deploy.geometry.boxes import box_corners
     from bevkd_deploy.teachers.mmdet3d_heads import padded_boxes
-    from mmdet3d.structures import LiDARInstance3DBoxes
 
     (sample,) = read_infos(KEYFRAME, "*.pkl", CAMERA_NAMES)
     ours = np.nan_to_num(sample.boxes).astype(np.float32)

@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 
 from bevkd_deploy.contracts.errors import ArtifactError, UsageError  # noqa: E402
 from bevkd_deploy.contracts.files import sha256_file  # noqa: E402
-from bevkd_deploy.teachers.mmdet3d_checkpoint import load_into, read_mmengine_checkpoint  # noqa: E402
+from bevkd_deploy.models.weights_file import read_weights  # noqa: E402
+from bevkd_deploy.teachers.mmdet3d_checkpoint import classes_of, load_into  # noqa: E402
 from bevkd_deploy.teachers.mmdet3d_model import build_mmdet3d_teacher  # noqa: E402
 
 POINTPILLARS = "pointpillars/pointpillars_hv_secfpn_sbn-all_8xb4-2x_nus-3d.py"
@@ -61,17 +62,40 @@ def test_a_checkpoint_of_the_runner_is_loaded(config: Path, saved: tuple[dict[st
     state = teacher.state_dict()
     assert state.keys() == content["state_dict"].keys() and len(state) == 132
     assert all(torch.equal(state[key], value) for key, value in content["state_dict"].items())
-    # The versions of modules, by which mmdet3d knows the layout of sparse kernels, are not lost.
-    assert read_mmengine_checkpoint(path).state._metadata["pts_backbone.blocks.0.1"]["version"] == 2  # type: ignore[attr-defined]
 
 
-def test_weights_alone_and_from_inside_a_parallel_wrapper(config: Path, saved: tuple[dict[str, Any], Path]) -> None:
-    content, path = saved
-    model = torch.nn.DataParallel(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)))
-    torch.save(model.state_dict(), path)
-    into = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    load_into(into, read_mmengine_checkpoint(path), path)
-    assert torch.equal(into[0].weight, model.module[0].weight)
+class _Versioned(torch.nn.Module):
+    """As mmdet3d's sparse convolutions, it turns kernels of another version round."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+        if metadata.get("version") != 2:
+            state[f"{prefix}weight"] = state[f"{prefix}weight"].T
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_versions_of_modules_survive_also_from_inside_a_parallel_wrapper(mmdet3d: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), _Versioned())
+    for saved_as in (model, torch.nn.DataParallel(model)):
+        torch.save(saved_as.state_dict(), path)
+        into = torch.nn.Sequential(torch.nn.Linear(2, 3), _Versioned())
+        torch.nn.init.zeros_(into[1].weight)
+        load_into(into, read_weights(path))
+        assert torch.equal(into[1].weight, model[1].weight) and torch.equal(into[0].weight, model[0].weight)
+
+
+def test_classes_of_a_checkpoint_of_the_older_runner(mmdet3d: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    weights = {"weight": torch.zeros(2)}
+    for meta, names in [({"CLASSES": ("car", "bus")}, ("car", "bus")), ({"epoch": 3}, None), ({}, None)]:
+        torch.save({"meta": meta, "state_dict": weights}, path)
+        assert classes_of(read_weights(path)) == names
 
 
 def test_every_key_that_does_not_fit_is_named(config: Path, saved: tuple[dict[str, Any], Path]) -> None:
@@ -85,7 +109,13 @@ def test_every_key_that_does_not_fit_is_named(config: Path, saved: tuple[dict[st
     with pytest.raises(ArtifactError) as raised:
         build_mmdet3d_teacher(config, path, ())
     message = str(raised.value)
-    for key in ("conv_cls.weight", "deblocks.0.0.weight", "conv_reg.bias", "student.extra", "img_backbone.conv1.weight"):
+    for key in (
+        "conv_cls.weight",
+        "deblocks.0.0.weight",
+        "conv_reg.bias",
+        "student.extra",
+        "img_backbone.conv1.weight",
+    ):
         assert key in message
     assert "teacher.config" in message
 
@@ -96,32 +126,3 @@ def test_classes_in_another_order_are_refused(config: Path, saved: tuple[dict[st
     torch.save(content, path)
     with pytest.raises(UsageError, match="trained with the classes barrier, traffic_cone"):
         build_mmdet3d_teacher(config, path, ())
-
-
-class _Runs:
-    """A file that would write another one when unpickled."""
-
-    def __init__(self, proof: Path) -> None:
-        self.proof = proof
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.proof,)
-
-
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
-    path, proof = tmp_path / "x.pth", tmp_path / "it-ran"
-    with pytest.raises(ArtifactError, match="not found"):
-        read_mmengine_checkpoint(path)
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "hook": _Runs(proof)}, path)
-    with pytest.raises(ArtifactError, match="not read for safety"):
-        read_mmengine_checkpoint(path)
-    assert not proof.exists()
-    with pytest.raises(ArtifactError, match="sha256"):
-        read_mmengine_checkpoint(path, "0" * 64)
-    for content, reason in [(b"", "damaged"), (b"no checkpoint at all", "damaged"), (path.read_bytes()[:300], "damaged")]:
-        path.write_bytes(content)
-        with pytest.raises(ArtifactError, match=reason):
-            read_mmengine_checkpoint(path)
-    torch.save({"epoch": 3}, path)
-    with pytest.raises(ArtifactError, match="no state dict"):
-        read_mmengine_checkpoint(path)
