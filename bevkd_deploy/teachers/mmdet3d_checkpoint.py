@@ -31,7 +31,7 @@ def load_into(model: torch.nn.Module, weights: WeightsFile) -> None:
         ArtifactError: names all missing, unexpected and mis-shaped keys.
     """
     try:
-        model.load_state_dict(_state(weights), strict=True)
+        model.load_state_dict(_state(weights, model), strict=True)
     except RuntimeError as error:
         problems = [line.strip() for line in str(error).splitlines()[1:]]
         raise ArtifactError(
@@ -40,14 +40,20 @@ def load_into(model: torch.nn.Module, weights: WeightsFile) -> None:
         ) from error
 
 
-def _state(weights: WeightsFile) -> dict[str, Tensor]:
-    """Without a wrapper's name, and with the versions of modules: they tell mmdet3d the layout of sparse kernels."""
+def _state(weights: WeightsFile, model: torch.nn.Module) -> dict[str, Tensor]:
+    """Without a wrapper's name, and with the versions of modules: they tell mmdet3d the layout of sparse kernels.
+
+    A file that does not carry them but has every shape of the model has the model's layout.
+    """
     wrapped = all(key.startswith(_WRAPPER) for key in weights.state)
 
     def unwrapped(key: str) -> str:
         return f"{key}.".removeprefix(_WRAPPER).removesuffix(".") if wrapped else key
 
     state: Any = OrderedDict((unwrapped(key), value) for key, value in weights.state.items())
-    state._metadata = {unwrapped(key): version for key, version in weights.versions.items()}
+    own: Any = model.state_dict()
+    same_shapes = all(key in state and state[key].shape == value.shape for key, value in own.items())
+    versions = {unwrapped(key): version for key, version in weights.versions.items()}
+    state._metadata = own._metadata if same_shapes and not versions else versions
     found: dict[str, Tensor] = state
     return found

@@ -82,8 +82,9 @@ class _Versioned(torch.nn.Module):
 def test_versions_of_modules_survive_also_from_inside_a_parallel_wrapper(mmdet3d: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), _Versioned())
-    for saved_as in (model, torch.nn.DataParallel(model)):
-        torch.save(saved_as.state_dict(), path)
+    # A plain dict has lost them; the shapes tell then.
+    for state in (model.state_dict(), torch.nn.DataParallel(model).state_dict(), dict(model.state_dict())):
+        torch.save(state, path)
         into = torch.nn.Sequential(torch.nn.Linear(2, 3), _Versioned())
         torch.nn.init.zeros_(into[1].weight)
         load_into(into, read_weights(path))
