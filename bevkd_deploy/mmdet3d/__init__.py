@@ -14,7 +14,7 @@ try:
     import mmdet3d.registry  # noqa: F401
 except ModuleNotFoundError as error:
     raise CannotRunHere(
-        f"bevkd_deploy.mmdet3d runs inside mmdet3d, but {error.name} is not installed; run: "
+        f"bevkd_deploy.mmdet3d runs inside mmdet3d, but {(error.name or '').partition('.')[0]} is not installed; run: "
         "pip install 'bevkd-deploy[mmdet3d]', or in a checkout: make mmdet3d"
     ) from error
 
