@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
 from bevkd_deploy.models.bevfusion.recorded import disagreements, recorded_facts, records_rgb
-from bevkd_deploy.models.bevfusion.weights_file import read_weights
+from bevkd_deploy.models.weights_file import read_weights
 
 CLASSES = BevFusionGeometry().classes
 

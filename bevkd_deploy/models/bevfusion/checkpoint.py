@@ -16,8 +16,8 @@ from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
 from bevkd_deploy.models.bevfusion.detector import BevFusion, ImageChannels
 from bevkd_deploy.models.bevfusion.key_maps import NamedState, Variant, looks_like, named_state, variant_of
 from bevkd_deploy.models.bevfusion.recorded import Fact, disagreements, recorded_facts, records_rgb, remedy, unrecorded
-from bevkd_deploy.models.bevfusion.weights_file import WeightsFile, read_weights
 from bevkd_deploy.models.checkpoint import key_problems
+from bevkd_deploy.models.weights_file import WeightsFile, read_weights
 
 #: Sparse kernels are [kd, kh, kw, in, out] in spconv 1 and mmcv, [out, kd, kh, kw, in] in spconv 2 and here.
 SparseLayout = Literal["spconv1", "spconv2"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.errors import DataError
@@ -30,6 +30,7 @@ from bevkd_deploy.models.bevfusion.transfusion_head import BoxCoding, TransFusio
 from bevkd_deploy.models.bevfusion.voxels import Voxelization
 from bevkd_deploy.models.detector import IMAGE_MEAN, IMAGE_STD
 from bevkd_deploy.models.network import Boxes, DetectionNetwork
+from bevkd_deploy.models.resnet import ResNet
 
 CameraBackbone = Literal["swin_t", "resnet50"]
 ImageChannels = Literal["bgr", "rgb"]
@@ -74,7 +75,7 @@ class BevFusion(DetectionNetwork):
         self.pts_voxel_layer = Voxelization(geometry)
         self.pts_middle_encoder = SparseEncoder(geometry)
         if camera:
-            self.img_backbone = _image_backbone(camera)
+            self.img_backbone = SwinTransformer() if camera == "swin_t" else ResNet("resnet50", 64, first_stride=8)
             self.img_neck = GeneralizedLSSFPN(self.img_backbone.out_channels)
             self.view_transform = DepthLSSTransform(geometry, out_channels=CAMERA_CHANNELS)
             self.fusion_layer = ConvFuser((CAMERA_CHANNELS, LIDAR_CHANNELS), LIDAR_CHANNELS)
@@ -88,8 +89,10 @@ class BevFusion(DetectionNetwork):
         """A batch of sensor inputs -> heatmap and boxes.
 
         Args:
-            points, point_count, images: as `contracts.sensor_spec` describes them.
-            calibration: the matrices described there, by name; not looked at without cameras.
+            points: float32 [B, P, 5]; this and the rest as `contracts.sensor_spec` describes them.
+            point_count: int64 [B].
+            images: uint8 RGB [B, N, H, W, 3]; absent without cameras.
+            calibration: the matrices, by name; not looked at without cameras.
 
         Returns:
             heatmap [B, K, X, Y] (class logits), boxes [B, Q, 9] (augmented lidar frame), scores [B, Q] descending,
@@ -106,7 +109,7 @@ class BevFusion(DetectionNetwork):
         return {"heatmap": maps["dense_heatmap"], "boxes": boxes, "scores": scores, "labels": labels}
 
     def decode(self, maps: dict[str, Tensor]) -> Boxes:
-        """What `forward` returned -> boxes [B, Q, 9], scores [B, Q] descending, labels int64 [B, Q]."""
+        """The boxes that `forward` returned; scores are descending."""
         return maps["boxes"], maps["scores"], maps["labels"].long()  # a frozen teacher hands every map on as floats
 
     def _lidar_bev(self, points: Tensor, point_count: Tensor) -> Tensor:
@@ -153,9 +156,3 @@ def sensor_spec(geometry: BevFusionGeometry, cameras: tuple[str, ...]) -> Sensor
         classes=geometry.classes,
         top_k=geometry.proposals,
     )
-
-
-def _image_backbone(camera: CameraBackbone) -> nn.Module:
-    if camera == "swin_t":
-        return SwinTransformer()
-    raise NotImplementedError

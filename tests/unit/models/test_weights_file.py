@@ -20,7 +20,7 @@ from torch import nn
 
 from bevkd_deploy.contracts.errors import ArtifactError
 from bevkd_deploy.contracts.files import sha256_file
-from bevkd_deploy.models.bevfusion.weights_file import read_weights
+from bevkd_deploy.models.weights_file import read_weights
 
 BOTH_FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -84,6 +84,13 @@ def test_a_bare_state_dict_and_one_of_parameters_are_read(
     read = read_weights(save(parameters, tmp_path / "parameters.pth", zipped)).state["weight"]
     assert not read.requires_grad
     assert torch.equal(read, torch.ones(2))
+
+
+@BOTH_FORMATS
+def test_the_versions_of_modules_are_kept(tmp_path: Path, zipped: bool) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(2))
+    file = read_weights(save({"state_dict": network.state_dict()}, tmp_path / "a.pth", zipped))
+    assert file.versions == {"": {"version": 1}, "0": {"version": 2}}
 
 
 def test_safetensors_come_with_their_header(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:

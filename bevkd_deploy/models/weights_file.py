@@ -48,6 +48,7 @@ class WeightsFile:
         path: the file.
         sha256: of its bytes.
         state: the state dict, on the CPU.
+        versions: of its modules, by prefix, as torch's state dicts carry them (`_metadata`); {} where it has none.
         meta: what the training framework wrote beside it: configuration text, classes, versions.
         header: the metadata of a .safetensors file.
         others: names of what else is in it (optimizer, message_hub, ...), which is not read.
@@ -57,6 +58,7 @@ class WeightsFile:
     path: Path
     sha256: str
     state: dict[str, Tensor]
+    versions: dict[str, Any]
     meta: dict[str, Any]
     header: dict[str, str]
     others: tuple[str, ...]
@@ -90,10 +92,12 @@ def read_weights(path: Path, expected_sha256: str | None = None) -> WeightsFile:
         raise ArtifactError(f"checkpoint {path} has sha256 {digest}, the recipe expects {expected_sha256}")
     if path.suffix == ".safetensors":
         state, header = _read_safetensors(path)
-        return WeightsFile(path, digest, state, {}, header, (), ())
+        return WeightsFile(path, digest, state, {}, {}, header, (), ())
     content, passed_over = _read_torch(path)
     state, meta, others = _split(path, content)
-    return WeightsFile(path, digest, state, meta, {}, others, passed_over)
+    versions = getattr(state, "_metadata", None)
+    tensors = {str(name): value.detach() for name, value in state.items()}
+    return WeightsFile(path, digest, tensors, dict(versions or {}), meta, {}, others, passed_over)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -207,5 +211,4 @@ def _split(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any],
         raise ArtifactError(f"checkpoint {path} holds quantized or sparse tensors ({odd[0]}, ...), not plain weights")
     meta = content.get("meta") if key is not None else None
     others = () if key is None else tuple(sorted(str(name) for name in content if name not in (key, "meta")))
-    tensors = {str(name): value.detach() for name, value in state.items()}
-    return tensors, meta if isinstance(meta, dict) else {}, others
+    return state, meta if isinstance(meta, dict) else {}, others
