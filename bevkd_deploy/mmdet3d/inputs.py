@@ -174,7 +174,7 @@ def _network_inputs(
     if missing:
         raise UsageError(f"the {name} takes cameras {missing}, which the dataset does not have: {list(frame.images)}")
     chosen = [frame.images[camera] for camera in spec.cameras]
-    if frame.img_aug is None:
+    if frame.img_aug is None or not spec.cameras:
         img_aug = image_warps(preprocessor, frame.calibration, drawn)
         images = preprocessor.images(chosen, img_aug)
     else:

@@ -94,7 +94,7 @@ def environment(recipe: Path, root: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def configure(recipe: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
-    """A shipped configuration with the small recipe in this process: no workers, one frame a batch, every step logged."""
+    """A shipped configuration with the small recipe: in this process, one frame a batch, every step logged."""
     monkeypatch.chdir(tmp_path)  # a run marks itself as the latest of the working directory
 
     def make(name: str, *, epochs: int = 1, **changes: Any) -> Any:
