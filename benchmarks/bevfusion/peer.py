@@ -73,6 +73,19 @@ def build(project: Path) -> nn.Module:
     return model.eval()
 
 
+def copy_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put weights of the same keys and shapes into a model.
+
+    Not by `load_state_dict`: without a version in its metadata mmdet3d takes sparse weights for those of spconv 1.
+    """
+    state = model.state_dict()
+    if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in weights.items()}:
+        raise ValueError("the networks differ in keys or shapes")
+    with torch.no_grad():
+        for key, value in state.items():
+            value.copy_(weights[key])
+
+
 def prepared(inputs: dict[str, Tensor], mean: Tensor, std: Tensor) -> tuple[dict[str, Any], list[Any]]:
     """A batch of one under our sensor contract -> what its `predict` takes: normalised BGR images, points, metas."""
     from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes

@@ -116,7 +116,11 @@ class TeacherExpectation(Section):
 
 
 #: Keys of the section that go with one source alone.
-_KEYS_OF = {"native": ("model", "train"), "bevfusion": ("geometry",), "mmdet3d": ("config", "import_paths")}
+_KEYS_OF = {
+    "native": ("model", "train"),
+    "bevfusion": ("geometry",),
+    "mmdet3d": ("config", "import_paths", "cfg_options", "skip_steps", "bev_stride"),
+}
 
 
 class TeacherConfig(Section):
@@ -135,6 +139,15 @@ class TeacherConfig(Section):
     config: str | None = Field(None, description="source mmdet3d: its configuration file (.py), relative to the recipe")
     import_paths: tuple[str, ...] = Field(
         (), description="source mmdet3d: folders from which the configuration's custom_imports are imported"
+    )
+    cfg_options: tuple[str, ...] = Field(
+        (), description="source mmdet3d: dotted.key=value to set in its configuration, as --cfg-options of mmdet3d"
+    )
+    skip_steps: tuple[str, ...] = Field(
+        (), description="source mmdet3d: steps of its test pipeline that change nothing in the recipe's data"
+    )
+    bev_stride: Positive | None = Field(
+        None, description="source mmdet3d: voxels along a cell of the head's maps, where its configuration does not say"
     )
     checkpoint: str | None = Field(
         None, description="weights, relative to the recipe; absent: the (native) teacher is trained by this recipe"
@@ -181,4 +194,5 @@ class TeacherConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides its outputs beside the weights, as JSON values."""
-        return self.model_dump(mode="json", include={"source", "model", "geometry"}, exclude_none=True)
+        deciding = {"source", "model", "geometry", "cfg_options", "skip_steps", "bev_stride"}
+        return self.model_dump(mode="json", include=deciding, exclude_defaults=True) | {"source": self.source}

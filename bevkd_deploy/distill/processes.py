@@ -121,6 +121,16 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return mean
 
 
+def divisor(total: Tensor, least: float = 1.0) -> Tensor:
+    """What a process divides its part of a sum by, so that the mean over the processes is that of the whole batch.
+
+    Args:
+        total: scalar; the weights, or the count, of this process's part.
+        least: the smallest that the whole batch is divided by.
+    """
+    return mean_over_processes(total).clamp(min=least / count())
+
+
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

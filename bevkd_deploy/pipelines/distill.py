@@ -74,6 +74,8 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     teacher = obtain_teacher(loaded, root, console, opened)
     if processes.is_main():
         write_json(run.path / "eval" / "teacher.json", teacher.summary)
+        if opened.report is not None:
+            write_json(run.path / "teacher_checkpoint.json", opened.report)
     start = time.monotonic()
     student, inherited = start_student(recipe, teacher.detector)
     if inherited and processes.is_main():

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
 
-from bevkd_deploy.contracts.errors import ArtifactError, CannotRunHere
+from bevkd_deploy.contracts.errors import ArtifactError, CannotRunHere, UsageError
 from bevkd_deploy.contracts.files import read_json, sha256_file, sha256_json, write_json
 from bevkd_deploy.contracts.graph_spec import GraphSpec
+from bevkd_deploy.contracts.recipe_lines import parse_scalar
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
+from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
 from bevkd_deploy.contracts.sensor_spec import SensorSpec
+from bevkd_deploy.models.bevfusion.checkpoint import bevfusion_variant, read_bevfusion
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.models.network import Boxes, DetectionNetwork
 from bevkd_deploy.pipelines.runs import RUNS
@@ -28,11 +33,13 @@ class TeacherNetwork:
         weights: the file its weights were read from; None for one of the student's family, whose weights are loaded,
             or trained, once everything else is known to fit.
         sha256: of that file.
+        report: what became of each of its tensors, as JSON values; None where the file fits key by key.
     """
 
     network: DetectionNetwork
     weights: Path | None = None
     sha256: str | None = None
+    report: dict[str, Any] | None = None
 
     @property
     def spec(self) -> GraphSpec | SensorSpec:
@@ -85,7 +92,12 @@ def open_teacher(loaded: LoadedRecipe, console: Console) -> TeacherNetwork:
     if teacher.sha256 is not None and digest != teacher.sha256:
         raise ArtifactError(f"checkpoint {weights} has sha256 {digest}, the recipe expects {teacher.sha256}")
     if teacher.source == "bevfusion":
-        return TeacherNetwork(_bevfusion(loaded, weights, console), weights, digest)
+        # A LiDAR-only teacher may well teach a student with cameras.
+        cameras = recipe.data.cameras if bevfusion_variant(weights).camera else ()
+        network, report = read_bevfusion(weights, teacher.geometry or BevFusionGeometry(), cameras)
+        for line in report.lines():
+            console.print(f"  {line}")
+        return TeacherNetwork(network.eval(), weights, digest, report.as_json())
     return TeacherNetwork(_mmdet3d(loaded, weights, digest), weights, digest)
 
 
@@ -101,17 +113,6 @@ def teacher_identity(loaded: LoadedRecipe) -> dict[str, object]:
     return identity
 
 
-def _bevfusion(loaded: LoadedRecipe, weights: Path, console: Console) -> DetectionNetwork:
-    from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
-    from bevkd_deploy.models.bevfusion.checkpoint import read_bevfusion
-
-    recipe = loaded.recipe
-    geometry = recipe.teacher.geometry or BevFusionGeometry()
-    network, report = read_bevfusion(weights, geometry, recipe.data.cameras)
-    console.print(f"  {report.lines()[0]}")
-    return network
-
-
 def _mmdet3d(loaded: LoadedRecipe, weights: Path, digest: str) -> DetectionNetwork:
     recipe, teacher = loaded.recipe, loaded.recipe.teacher
     assert teacher.config is not None  # the recipe schema
@@ -125,13 +126,32 @@ def _mmdet3d(loaded: LoadedRecipe, weights: Path, digest: str) -> DetectionNetwo
                 "bevkd teacher cache there"
             )
         return AbsentNetwork(SensorSpec.model_validate(read_json(stored, "teacher description")), why)
+    from bevkd_deploy.teachers.mmdet3d_config import Mmdet3dOptions
     from bevkd_deploy.teachers.mmdet3d_model import build_mmdet3d_teacher
 
-    folders = [resolved_path(loaded, folder) for folder in teacher.import_paths]
-    network = build_mmdet3d_teacher(resolved_path(loaded, teacher.config), weights, recipe.data.cameras, folders)
+    options = Mmdet3dOptions(
+        import_paths=tuple(resolved_path(loaded, folder) for folder in teacher.import_paths),
+        config_options=_config_options(teacher.cfg_options),
+        skip_steps=teacher.skip_steps,
+        bev_stride=teacher.bev_stride,
+    )
+    network = build_mmdet3d_teacher(resolved_path(loaded, teacher.config), weights, recipe.data.cameras, options)
     if teacher.cache is not None:
         write_json(stored, network.spec.model_dump(mode="json"))
     return network
+
+
+def _config_options(written: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for text in written:
+        key, sign, value = text.partition("=")
+        if not (key and sign):
+            raise UsageError(f"teacher.cfg_options: '{text}' is not dotted.key=value")
+        try:
+            options[key] = parse_scalar(value)
+        except ValueError as error:
+            raise UsageError(f"teacher.cfg_options: the value of '{text}' is no YAML: {error}") from error
+    return options
 
 
 def _spec_key(loaded: LoadedRecipe, digest: str) -> str:

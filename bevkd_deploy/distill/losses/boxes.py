@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bevkd_deploy.contracts.errors import UsageError
+from bevkd_deploy.distill.processes import divisor
 from bevkd_deploy.geometry.grid import BevGrid
 from bevkd_deploy.models.center_head import BOX_MAPS
 from bevkd_deploy.models.detection_loss import CODE_WEIGHTS
@@ -53,7 +54,7 @@ def box_kd_loss(
     velocity = student.new_tensor([float(name == "vel") for name, size in BOX_MAPS.items() for _ in range(size)])
     code = student.new_tensor(CODE_WEIGHTS).view(1, -1, 1, 1)
     code = code * torch.where(velocity.view(1, -1, 1, 1) > 0, known, 1.0)
-    return ((student - teacher).abs() * code * score * chosen).sum() / chosen.sum().clamp(min=1.0)
+    return ((student - teacher).abs() * code * score * chosen).sum() / divisor(chosen.sum())
 
 
 def require_same_grid(student: BevGrid, teacher: BevGrid) -> None:

@@ -10,6 +10,7 @@ from bevkd_deploy.distill.gathering import gather_rows, own_rows
 from bevkd_deploy.distill.losses.cell_sampling import SampledCells, sample_cells
 from bevkd_deploy.distill.losses.feature import cell_rows, standardize
 from bevkd_deploy.distill.losses.scene import NO_CLASS, BevScene
+from bevkd_deploy.distill.processes import divisor
 from bevkd_deploy.distill.projectors import build_projector
 
 _NEAR_M = 2.0
@@ -90,12 +91,13 @@ class DenseContrastLoss(nn.Module):
         logits = torch.addmm(barred, queries / self.config.temperature, torch.cat([keys, far[:, :-1]]).T)  # [M, M + N]
         if self.training:
             self._enqueue(everywhere[:, :-1], everywhere[:, -1].long())
+        has_negatives = (~excluded).sum(dim=1) > 1  # more than its positive
+        cells_that_teach = divisor(has_negatives.sum().float())  # of every process, also where this one has no cell
         if not len(queries):
             return queries.sum()
         own_key = torch.arange(len(queries), device=queries.device)
         missed = nn.functional.cross_entropy(logits, own_key, reduction="none")
-        has_negatives = (~excluded).sum(dim=1) > 1  # more than its positive
-        return (missed * has_negatives).sum() / has_negatives.sum().clamp(min=1)
+        return (missed * has_negatives).sum() / cells_that_teach
 
     def _too_alike(self, cells: SampledCells, scene: BevScene) -> Tensor:
         """Pairs [M, M] of this process's cells that are no negatives; the diagonal (the positive) stays in."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bevkd_deploy.distill.processes import divisor
+
 
 def heatmap_kd_loss(
     student_logits: Tensor,
@@ -37,4 +39,4 @@ def heatmap_kd_loss(
     near_object = target_heatmap.amax(dim=1).clamp(min=beyond_truth)
     weight = teacher.amax(dim=1) * near_object  # [B, Y, X]
     difference = ((student - teacher) ** 2).sum(dim=1)
-    return (difference * weight).sum() / weight.sum().clamp(min=1.0)
+    return (difference * weight).sum() / divisor(weight.sum())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bevkd_deploy.distill.processes import divisor
+
 _CONFIDENT = 0.3  # teacher probabilities above it count as positives
 
 
@@ -40,4 +42,4 @@ def quality_focal_kd_loss(
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(student_logits, teacher, reduction="none")
     weight = (target_heatmap.amax(dim=1, keepdim=True) > 0).float().clamp(min=beyond_truth)  # [B, 1, Y, X]
     confident = ((teacher > _CONFIDENT) * weight).sum()
-    return (distance.pow(beta) * entropy * weight).sum() / confident.clamp(min=1.0)
+    return (distance.pow(beta) * entropy * weight).sum() / divisor(confident)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd_deploy.contracts.classes import CAMERA_NAMES
 from bevkd_deploy.contracts.errors import DataError
@@ -29,6 +29,8 @@ from bevkd_deploy.models.bevfusion.swin import SwinTransformer
 from bevkd_deploy.models.bevfusion.transfusion_head import BoxCoding, TransFusionHead
 from bevkd_deploy.models.bevfusion.voxels import Voxelization
 from bevkd_deploy.models.detector import IMAGE_MEAN, IMAGE_STD
+from bevkd_deploy.models.network import Boxes, DetectionNetwork
+from bevkd_deploy.models.resnet import ResNet
 
 CameraBackbone = Literal["swin_t", "resnet50"]
 ImageChannels = Literal["bgr", "rgb"]
@@ -37,7 +39,7 @@ CAMERA_CHANNELS = 80
 LIDAR_CHANNELS = 256
 
 
-class BevFusion(nn.Module):
+class BevFusion(DetectionNetwork):
     """Camera+LiDAR or LiDAR-alone BEVFusion under the teacher contract.
 
     Args:
@@ -52,6 +54,7 @@ class BevFusion(nn.Module):
         spec: what it is fed and what its maps cover.
     """
 
+    spec: SensorSpec
     image_mean: Tensor
     image_std: Tensor
 
@@ -72,7 +75,7 @@ class BevFusion(nn.Module):
         self.pts_voxel_layer = Voxelization(geometry)
         self.pts_middle_encoder = SparseEncoder(geometry)
         if camera:
-            self.img_backbone = _image_backbone(camera)
+            self.img_backbone = SwinTransformer() if camera == "swin_t" else ResNet("resnet50", 64, first_stride=8)
             self.img_neck = GeneralizedLSSFPN(self.img_backbone.out_channels)
             self.view_transform = DepthLSSTransform(geometry, out_channels=CAMERA_CHANNELS)
             self.fusion_layer = ConvFuser((CAMERA_CHANNELS, LIDAR_CHANNELS), LIDAR_CHANNELS)
@@ -86,8 +89,10 @@ class BevFusion(nn.Module):
         """A batch of sensor inputs -> heatmap and boxes.
 
         Args:
-            points, point_count, images: as `contracts.sensor_spec` describes them.
-            calibration: the matrices described there, by name; not looked at without cameras.
+            points: float32 [B, P, 5]; this and the rest as `contracts.sensor_spec` describes them.
+            point_count: int64 [B].
+            images: uint8 RGB [B, N, H, W, 3]; absent without cameras.
+            calibration: the matrices, by name; not looked at without cameras.
 
         Returns:
             heatmap [B, K, X, Y] (class logits), boxes [B, Q, 9] (augmented lidar frame), scores [B, Q] descending,
@@ -103,8 +108,8 @@ class BevFusion(nn.Module):
         boxes, scores, labels = self.bbox_head.decode(maps)
         return {"heatmap": maps["dense_heatmap"], "boxes": boxes, "scores": scores, "labels": labels}
 
-    def decode(self, maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """What `forward` returned -> boxes [B, Q, 9], scores [B, Q] descending, labels int64 [B, Q]."""
+    def decode(self, maps: dict[str, Tensor]) -> Boxes:
+        """The boxes that `forward` returned; scores are descending."""
         return maps["boxes"], maps["scores"], maps["labels"].long()  # a frozen teacher hands every map on as floats
 
     def _lidar_bev(self, points: Tensor, point_count: Tensor) -> Tensor:
@@ -151,9 +156,3 @@ def sensor_spec(geometry: BevFusionGeometry, cameras: tuple[str, ...]) -> Sensor
         classes=geometry.classes,
         top_k=geometry.proposals,
     )
-
-
-def _image_backbone(camera: CameraBackbone) -> nn.Module:
-    if camera == "swin_t":
-        return SwinTransformer()
-    raise NotImplementedError

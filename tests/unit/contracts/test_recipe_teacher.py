@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from bevkd_deploy.contracts.classes import CLASS_NAMES
 from bevkd_deploy.contracts.errors import RecipeError
 from bevkd_deploy.contracts.recipe import Recipe
 from bevkd_deploy.contracts.recipe_loader import load_recipe
+from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
 
 TOY = Path(__file__).resolve().parents[2] / "fixtures" / "toy.yaml"
 HEATMAP_ONLY = "distill.losses={heatmap: {}}"
@@ -57,3 +60,63 @@ def test_heatmap_losses_need_the_heatmap_alone() -> None:
     assert load(HEATMAP_ONLY).distill.teacher_maps(every) == ("heatmap",)
     assert load().distill.teacher_maps(every) == ("heatmap",)
     assert load().distill.feature_terms() == ["feature"]
+
+
+BEVFUSION = "teacher={source: bevfusion, checkpoint: bevfusion.pth}"
+NO_COPIES = "distill={losses: {heatmap: {weight: 10}, feature: {weight: 1}}}"
+
+
+def test_a_bevfusion_checkpoint_is_one_line() -> None:
+    teacher = load(BEVFUSION, NO_COPIES).teacher
+    assert teacher.model is None and teacher.geometry is None
+    geometry = BevFusionGeometry()
+    assert geometry.grid_size == (1440, 1440, 40) and geometry.bev_cell_m == pytest.approx(0.6)
+    assert geometry.classes == CLASS_NAMES
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teacher={source: bevfusion}", "source bevfusion needs 'checkpoint'"),
+        ("teacher={source: mmdet3d, checkpoint: a.pth}", "source mmdet3d needs 'config'"),
+        ("teacher={source: native, checkpoint: a.safetensors}", "source native needs 'model'"),
+        ("teacher={source: bevfusion, checkpoint: a.pth, config: b.py}",
+         "config goes with source: mmdet3d, but source is bevfusion"),
+        ("teacher={source: mmdet3d, config: b.py, checkpoint: a.pth, geometry: {}}",
+         "geometry goes with source: bevfusion, but source is mmdet3d"),
+        ("teacher={source: bevfusion, checkpoint: a.pth, train: {epochs: 1, batch_size: 1, learning_rate: 0.1}}",
+         "train goes with source: native, but source is bevfusion"),
+    ],
+)  # fmt: skip
+def test_keys_go_with_their_source(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load(override, NO_COPIES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("voxel_size_m: [0.075, 0.08, 0.2]", "BEV cells must be squares"),
+        ("voxel_size_m: [0.07, 0.07, 0.2]", "does not divide the x extent 108 m"),
+        ("bev_stride: 7", "bev_stride 7 does not divide the grid [1440, 1440]"),
+        ("camera_cell_m: 0.4", "the camera's BEV cell 0.8 m (camera_cell_m * camera_downsample) is not the"),
+        ("image_size_px: [256, 700]", "must be multiples of feature_stride"),
+        ("depth_m: [60, 1]", "depth_m must be 0 < first < last"),
+        ("range_m: [54, -54, -5, -54, 54, 3]", "along x they are not"),
+    ],
+)  # fmt: skip
+def test_a_geometry_that_cannot_be_is_refused(change: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load(f"teacher={{source: bevfusion, checkpoint: a.pth, geometry: {{{change}}}}}", NO_COPIES)
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ("distill={inherit: {}}", "distill.inherit copies weights layer by layer"),
+        ("distill={losses: {boxes: {weight: 1}}}", "distill.losses.boxes compares dense box maps"),
+    ],
+)
+def test_what_a_foreign_teacher_cannot_teach_is_refused(distill: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load(BEVFUSION, distill)

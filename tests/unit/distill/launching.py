@@ -50,10 +50,13 @@ def differences(first: Any, second: Any, path: str = "") -> list[str]:
     return [] if first == second else [f"{path}: {first} != {second}"]
 
 
-def farthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> tuple[float, str]:
-    """Largest difference of two sets of weights, relative to the largest value of its tensor, and where."""
+def farthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], least: float = 1e-6) -> tuple[float, str]:
+    """Largest difference of two sets of weights, relative to the largest value of its tensor, and where.
+
+    Tensors of smaller values than `least` are compared relative to that.
+    """
     assert set(first) == set(second)
     return max(
-        (float((first[key].double() - second[key].double()).abs().max() / first[key].abs().max().clamp(min=1e-6)), key)
+        (float((first[key].double() - second[key].double()).abs().max() / first[key].abs().max().clamp(min=least)), key)
         for key in first
     )
