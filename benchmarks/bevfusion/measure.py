@@ -172,9 +172,7 @@ def main() -> None:
         runs[f"threads_{threads}"] = measure(given.root, given.project.resolve(), given.rounds)
     result = {
         "environment": {**collect_environment(), "load_average_at_start": load},
-        "peers": {
-            name: importlib.metadata.version(name) for name in ("mmcv", "mmdet", "mmdet3d", "mmengine", "spconv")
-        },
+        "peers": {name: importlib.metadata.version(name) for name in ("mmcv", "mmdet", "mmdet3d", "spconv")},
         "input": "6 cameras of 256x704, one LiDAR turn of the keyframe",
         **runs,
     }

@@ -2,7 +2,7 @@
 
 A tap is the dotted name of a module, then the way into a nested output:
 
-    pts_neck                        what the module returns
+    pts_neck                        what the module returns, or the only item of a list that it returns
     pts_neck[0]                     an item of a list or tuple
     bbox_head[heatmap]              an entry of a dict
     bbox_head.dense_heatmap         the same, where the last part is no module: a key or an attribute of the output
@@ -272,6 +272,8 @@ class _Listener:
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         for step in self.steps:
             output = _step_into(output, step, self._where(step, module))
+        if isinstance(output, (list, tuple)) and len(output) == 1:  # mmdet3d's necks return a list of their one map
+            (output,) = output
         if not isinstance(output, Tensor):
             more = "" if output is None else f": add a step such as {self.name}[0]"
             raise UsageError(f"{self.where} gives {_describe(output)}, not a tensor{more}")

@@ -18,7 +18,7 @@ from bevkd_deploy.contracts.recipe_lines import parse_scalar
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
 from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
 from bevkd_deploy.contracts.sensor_spec import SensorSpec
-from bevkd_deploy.models.bevfusion.checkpoint import read_bevfusion
+from bevkd_deploy.models.bevfusion.checkpoint import bevfusion_variant, read_bevfusion
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.models.network import Boxes, DetectionNetwork
 from bevkd_deploy.pipelines.runs import RUNS
@@ -92,7 +92,9 @@ def open_teacher(loaded: LoadedRecipe, console: Console) -> TeacherNetwork:
     if teacher.sha256 is not None and digest != teacher.sha256:
         raise ArtifactError(f"checkpoint {weights} has sha256 {digest}, the recipe expects {teacher.sha256}")
     if teacher.source == "bevfusion":
-        network, report = read_bevfusion(weights, teacher.geometry or BevFusionGeometry(), recipe.data.cameras)
+        # A LiDAR-only teacher may well teach a student with cameras.
+        cameras = recipe.data.cameras if bevfusion_variant(weights).camera else ()
+        network, report = read_bevfusion(weights, teacher.geometry or BevFusionGeometry(), cameras)
         for line in report.lines():
             console.print(f"  {line}")
         return TeacherNetwork(network.eval(), weights, digest, report.as_json())

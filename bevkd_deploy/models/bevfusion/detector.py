@@ -89,8 +89,10 @@ class BevFusion(DetectionNetwork):
         """A batch of sensor inputs -> heatmap and boxes.
 
         Args:
-            points, point_count, images: as `contracts.sensor_spec` describes them.
-            calibration: the matrices described there, by name; not looked at without cameras.
+            points: float32 [B, P, 5]; this and the rest as `contracts.sensor_spec` describes them.
+            point_count: int64 [B].
+            images: uint8 RGB [B, N, H, W, 3]; absent without cameras.
+            calibration: the matrices, by name; not looked at without cameras.
 
         Returns:
             heatmap [B, K, X, Y] (class logits), boxes [B, Q, 9] (augmented lidar frame), scores [B, Q] descending,
@@ -107,7 +109,7 @@ class BevFusion(DetectionNetwork):
         return {"heatmap": maps["dense_heatmap"], "boxes": boxes, "scores": scores, "labels": labels}
 
     def decode(self, maps: dict[str, Tensor]) -> Boxes:
-        """What `forward` returned -> boxes [B, Q, 9], scores [B, Q] descending, labels int64 [B, Q]."""
+        """The boxes that `forward` returned; scores are descending."""
         return maps["boxes"], maps["scores"], maps["labels"].long()  # a frozen teacher hands every map on as floats
 
     def _lidar_bev(self, points: Tensor, point_count: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bevkd_deploy.contracts.errors import DataError
+from bevkd_deploy.contracts.errors import DataError, UsageError
 from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
 from bevkd_deploy.models.bevfusion.sparse_conv import SparseConv3d, SparseMap, SparseTensor, submanifold_conv3d
 from bevkd_deploy.models.bevfusion.sparse_sites import Kernel, Triple, sort_sites
@@ -31,12 +31,19 @@ class SparseEncoder(nn.Module):
         in_channels: features of a voxel.
         backend: `torch`: ours; `spconv`: the library's kernels, whose results differ by rounding; `auto`: spconv on
             CUDA where it is installed, else ours. On a CPU spconv 2.3.8 is right with one thread alone.
+
+    Attributes:
+        out_channels: of the BEV map; 256 for the default geometry.
+
+    Raises:
+        UsageError: the geometry's BEV stride or height is none that these stages can have.
     """
 
     def __init__(self, geometry: BevFusionGeometry, in_channels: int = 5, backend: Backend = "auto") -> None:
         super().__init__()
         nx, ny, nz = geometry.grid_size
         self.shape: Triple = (nx, ny, nz + 1)
+        self.out_channels = OUT_CHANNELS * _levels(geometry, self.shape[2])
         self.in_channels = in_channels
         self.backend = backend
         channels = STAGES[0][0]
@@ -62,7 +69,7 @@ class SparseEncoder(nn.Module):
             batch_size: frames of the batch.
 
         Returns:
-            [B, OUT_CHANNELS * D, X, Y]; of the D levels of a channel, the lowest comes first. [1, 256, 180, 180] for
+            [B, out_channels, X, Y]; channel c at the d-th of D levels from below is c * D + d. [B, 256, 180, 180] for
             the default geometry.
 
         Raises:
@@ -115,6 +122,26 @@ class SparseBasicBlock(nn.Module):
         y = self.conv1(x)
         y = self.conv2(y.with_features(torch.relu(self.bn1(y.features))))
         return y.with_features(torch.relu(self.bn2(y.features) + x.features))
+
+
+def _levels(geometry: BevFusionGeometry, cells: int) -> int:
+    """Levels along z at the end of the stages, from the cells of the input."""
+    paddings = [padding[2] for _, padding in STAGES if padding is not None]
+    if geometry.bev_stride != 2 ** len(paddings):
+        raise UsageError(
+            f"bev_stride must be {2 ** len(paddings)}, what the sparse encoder's stages make of the grid, got "
+            f"{geometry.bev_stride}"
+        )
+    levels = cells
+    for padding in paddings:
+        levels = (levels + 2 * padding - 3) // 2 + 1
+    levels = (levels - 3) // 2 + 1  # conv_out
+    if levels < 1:
+        raise UsageError(
+            f"{cells - 1} voxels in height are too few for the sparse encoder, nothing is left of them; mmdet3d's "
+            "nuScenes models have 40: check range_m and voxel_size_m"
+        )
+    return levels
 
 
 def _conv_norm_relu(conv: SparseConv3d) -> SparseSequential:

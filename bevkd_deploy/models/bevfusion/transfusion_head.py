@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
-from bevkd_deploy.models.bevfusion.transfusion_layers import ConvNormRelu, DecoderLayer, PredictionHead
+from bevkd_deploy.models.bevfusion.transfusion_layers import DecoderLayer, PredictionHead, conv_module
 
 #: Classes so small that neighbouring cells are two objects: each cell of theirs is a candidate, not peaks alone.
 SMALL_CLASSES: tuple[str, ...] = ("pedestrian", "traffic_cone")
@@ -55,7 +55,7 @@ class TransFusionHead(nn.Module):
         classes = len(geometry.classes)
         self.shared_conv = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.heatmap_head = nn.Sequential(
-            ConvNormRelu(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)),
+            conv_module(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d),
             nn.Conv2d(channels, classes, 3, padding=1),
         )
         self.class_encoding = nn.Conv1d(classes, channels, 1)

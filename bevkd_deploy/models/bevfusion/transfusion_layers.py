@@ -6,7 +6,8 @@ Source: mmdet3d's projects/BEVFusion at open-mmlab/mmdetection3d@fe25f7a (Transf
 
 from __future__ import annotations
 
-import torch
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 HEADS = 8
@@ -17,17 +18,10 @@ PREDICTION_CHANNELS = 64
 BOX_CODES: dict[str, int] = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 
 
-class ConvNormRelu(nn.Module):
-    """Convolution, batch norm and ReLU under mmcv's names `conv` and `bn`, in one or two dimensions."""
-
-    def __init__(self, conv: nn.Module, bn: nn.Module) -> None:
-        super().__init__()
-        self.conv = conv
-        self.bn = bn
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, in, ...] -> [B, out, ...]."""
-        return torch.relu(self.bn(self.conv(x)))
+def conv_module(conv: nn.Conv1d | nn.Conv2d, norm: type[nn.BatchNorm1d | nn.BatchNorm2d]) -> nn.Sequential:
+    """A convolution, batch norm and ReLU under the names of mmcv's ConvModule."""
+    parts = {"conv": conv, "bn": norm(conv.out_channels), "activate": nn.ReLU(inplace=False)}
+    return nn.Sequential(OrderedDict(parts))
 
 
 class PositionEmbedding(nn.Module):
@@ -106,9 +100,7 @@ class PredictionHead(nn.Module):
         super().__init__()
         self.outputs = {**BOX_CODES, "heatmap": classes}
         for name, size in self.outputs.items():
-            hidden = ConvNormRelu(
-                nn.Conv1d(channels, PREDICTION_CHANNELS, 1, bias=False), nn.BatchNorm1d(PREDICTION_CHANNELS)
-            )
+            hidden = conv_module(nn.Conv1d(channels, PREDICTION_CHANNELS, 1, bias=False), nn.BatchNorm1d)
             self.add_module(name, nn.Sequential(hidden, nn.Conv1d(PREDICTION_CHANNELS, size, 1)))
 
     def forward(self, query: Tensor) -> dict[str, Tensor]:

@@ -62,6 +62,19 @@ def test_selectors_walk_lists_tuples_and_dictionaries(net: Net) -> None:
     assert [tensor.tolist() for tensor in captured.values()] == [[[n, n]] for n in (1.0, 2.0, 3.0, 4.0)]
 
 
+def test_the_only_item_of_a_list_needs_no_step() -> None:
+    """Necks of mmdet3d return a list of their one map; a recipe's `pts_neck` names it whatever network it is of."""
+
+    class Neck(torch.nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [x + 1]
+
+    net = torch.nn.Sequential(OrderedDict(pts_neck=Neck(), head=torch.nn.Identity()))
+    with Taps(net, ["pts_neck", "pts_neck[0]"], detach=True) as taps:
+        net(ONES)
+    assert [tensor.tolist() for tensor in taps.take().values()] == [[[2.0, 2.0]], [[2.0, 2.0]]]
+
+
 def test_a_later_in_place_operation_changes_nothing(net: Net) -> None:
     with torch.no_grad(), Taps(net, ["conv"], detach=False) as taps:
         net(ONES)
