@@ -44,7 +44,7 @@ from mmengine.structures import InstanceData
 
 @TRANSFORMS.register_module()
 class BEVLoadMultiViewImageFromFiles(LoadMultiViewImageFromFiles):
-    """As BEVFusion's own: RGB, which no configuration says."""
+    # As BEVFusion's own: RGB, which no configuration says.
 
     def transform(self, results):
         results = super().transform(results)
