@@ -11,6 +11,7 @@ Decoding is the head's own `predict_by_feat`, on copies: mmdet3d's heads and box
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,10 @@ class HeadReader(ABC):
     def predict(self, outputs: Any, metas: Sequence[Mapping[str, Any]]) -> Any:
         """The head's own decoding of raw outputs, which it may write into: instances of each frame."""
         _reset_coder(self.head.bbox_coder)
-        return self.head.predict_by_feat(outputs, metas)
+        with warnings.catch_warnings():
+            # Its coder copies its range into a tensor at each task, and PyTorch tells it how: theirs to mend.
+            warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+            return self.head.predict_by_feat(outputs, metas)
 
 
 class CenterHeadReader(HeadReader):
