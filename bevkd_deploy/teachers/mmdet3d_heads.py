@@ -67,7 +67,7 @@ class HeadReader(ABC):
 
     @abstractmethod
     def maps(self, outputs: Any) -> dict[str, Tensor]:
-        """Raw outputs -> "heatmap" [B, K, ., .] and, where it has them, the maps of BOX_MAPS; all of them copies."""
+        """Raw outputs -> "heatmap" [B, K, ., .] and, where it has them, the maps of BOX_MAPS; outputs stay."""
 
     def run(self, features: Any, metas: Sequence[Mapping[str, Any]]) -> Any:
         """The head's raw outputs; called as a module, so that hooks on it fire."""
@@ -99,7 +99,7 @@ class CenterHeadReader(HeadReader):
         tasks = [task[0] for task in outputs]  # one level
         highest = torch.stack([task["heatmap"].amax(dim=1) for task in tasks])  # [tasks, B, Y, X]
         best = highest.argmax(dim=0)[None, :, None]
-        maps = {"heatmap": torch.cat([task["heatmap"] for task in tasks], dim=1).clone()}  # cat of one may share memory
+        maps = {"heatmap": torch.cat([task["heatmap"] for task in tasks], dim=1)}
         for name in BOX_MAPS:
             by_task = torch.stack([task[name] for task in tasks])  # [tasks, B, C, Y, X]
             maps[name] = torch.gather(by_task, 0, best.expand(-1, -1, by_task.shape[2], -1, -1))[0]
@@ -125,7 +125,7 @@ class TransFusionHeadReader(HeadReader):
 
     def maps(self, outputs: Any) -> dict[str, Tensor]:
         """The dense heatmap; boxes belong to queries here, not to cells."""
-        return {"heatmap": outputs[0][0]["dense_heatmap"].clone()}
+        return {"heatmap": outputs[0][0]["dense_heatmap"]}
 
 
 class AnchorHeadReader(HeadReader):

@@ -36,9 +36,20 @@ BEVFUSION = "projects/BEVFusion/configs/bevfusion_lidar-cam_voxel0075_second_sec
 DETECTOR = """
 import numpy as np
 import torch
+from mmdet3d.datasets.transforms import LoadMultiViewImageFromFiles
 from mmdet3d.models import Base3DDetector
-from mmdet3d.registry import MODELS
+from mmdet3d.registry import MODELS, TRANSFORMS
 from mmengine.structures import InstanceData
+
+
+@TRANSFORMS.register_module()
+class BEVLoadMultiViewImageFromFiles(LoadMultiViewImageFromFiles):
+    # As BEVFusion's own: RGB, which no configuration says.
+
+    def transform(self, results):
+        results = super().transform(results)
+        results["img"] = [image[..., ::-1] for image in results["img"]]
+        return results
 
 
 class Coder:
@@ -114,22 +125,32 @@ test_dataloader = dict(dataset=dict(pipeline=[
 
 
 @pytest.fixture
-def teacher(mmdet3d: ModuleType, tmp_path: Path) -> Iterator[Mmdet3dDetector]:
+def project(mmdet3d: ModuleType, tmp_path: Path) -> Iterator[Path]:
+    """The folder of a package beside its configuration, config.py."""
     package = tmp_path / "folder" / "small_project"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "detector.py").write_text(DETECTOR)
-    config = tmp_path / "config.py"
-    config.write_text(CONFIG)
+    (tmp_path / "config.py").write_text(CONFIG)
     before = list(sys.path)
-    options = Mmdet3dOptions(import_paths=(tmp_path / "folder",))
-    yield build_mmdet3d_teacher(config, None, ("CAM_FRONT", "CAM_BACK"), options)
+    yield tmp_path
     assert sys.path == before
-    from mmdet3d.registry import MODELS
+    from mmdet3d.registry import MODELS, TRANSFORMS
 
     for name in [name for name in sys.modules if name.startswith("small_project")]:
         del sys.modules[name]
-    MODELS.module_dict.pop("QueryHead")
+    MODELS.module_dict.pop("QueryHead", None)
+    TRANSFORMS.module_dict.pop("BEVLoadMultiViewImageFromFiles", None)
+
+
+def build(project: Path) -> Mmdet3dDetector:
+    options = Mmdet3dOptions(import_paths=(project / "folder",))
+    return build_mmdet3d_teacher(project / "config.py", None, ("CAM_FRONT", "CAM_BACK"), options)
+
+
+@pytest.fixture
+def teacher(project: Path) -> Mmdet3dDetector:
+    return build(project)
 
 
 def frame() -> dict[str, torch.Tensor]:
@@ -181,6 +202,13 @@ def test_images_points_and_matrices_arrive_as_mmdet3d_has_them(teacher: Mmdet3dD
     (meta,) = head.metas
     assert meta["img_aug_matrix"][1, 0, 3] == -32.0 and meta["lidar_aug_matrix"][0, 0] == 2.0
     assert {"cam2img", "cam2lidar", "lidar2img", "box_type_3d", "box_mode_3d"} <= set(meta)
+
+
+def test_a_loader_is_asked_for_its_order_of_colours(project: Path) -> None:
+    (project / "config.py").write_text(CONFIG.replace("LoadMulti", "BEVLoadMulti"))
+    teacher = build(project)
+    teacher(**frame())
+    assert teacher.__dict__["_detector"].seen["imgs"][0, 0, :, 0, 0].tolist() == [100.0, -50.0, 0.0]
 
 
 # --- BEVFusion itself -------------------------------------------------------------------------------------------------
