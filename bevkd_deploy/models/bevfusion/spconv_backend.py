@@ -82,7 +82,8 @@ def _layer(in_channels: int, out_channels: int, kernel: Kernel, key: str) -> nn.
     import spconv.pytorch as spconv
 
     make = spconv.SubMConv3d if kernel.submanifold else spconv.SparseConv3d
-    layer: nn.Module = make(
-        in_channels, out_channels, kernel.size, kernel.stride, kernel.padding, bias=False, indice_key=key, device="meta"
-    )
+    with torch.device("meta"):
+        layer: nn.Module = make(
+            in_channels, out_channels, kernel.size, kernel.stride, kernel.padding, bias=False, indice_key=key
+        )
     return layer

@@ -5,6 +5,7 @@ The keys and values of the full network are held against mmdet3d's in test_golde
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from bevkd_deploy.models.bevfusion.voxels import Voxelization
 
 #: 32 x 16 x 25 cells as the encoder counts them, 4 x 2 x 1 at the end.
 SMALL = BevFusionGeometry(range_m=(-16.0, -8.0, -4.0, 16.0, 8.0, 20.0), voxel_size_m=(1.0, 1.0, 1.0), camera_cell_m=4.0)
+
+BACKENDS: tuple[Backend, ...] = ("torch", "spconv")
 
 #: What mmdet3d's own encoder computes with the closed-form weights on the real keyframe: sum of absolute values,
 #: and some values by flat index of the map [1, 256, 180, 180].
@@ -181,18 +184,36 @@ def holds_golden_values(golden: Any, root: Path, backend: Backend) -> None:
     assert bev.flatten()[list(GOLDEN_VALUES)].tolist() == pytest.approx(list(GOLDEN_VALUES.values()), rel=1e-4)
 
 
-def test_spconv_computes_what_ours_computes_forward_and_back(one_thread: None) -> None:
+def test_spconv_computes_what_ours_computes(one_thread: None) -> None:
     pytest.importorskip("spconv.pytorch")
-    results = []
-    backends: tuple[Backend, ...] = ("torch", "spconv")
-    for backend in backends:
+    features, cells = voxels(2, 1200)
+    maps = []
+    for backend in BACKENDS:
         torch.manual_seed(0)
-        encoder = stirred(SparseEncoder(SMALL, backend=backend).eval())
-        features, cells = voxels(2, 1200)
+        with torch.no_grad():
+            maps.append(stirred(SparseEncoder(SMALL, backend=backend).eval())(features, cells, 2))
+    torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_both_backends_compute_what_the_cpu_does_forward_and_back() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    cases: list[tuple[Backend, str]] = [("torch", "cpu"), ("torch", "cuda"), ("torch", "cuda")]
+    if importlib.util.find_spec("spconv") is not None:
+        cases.append(("spconv", "cuda"))  # its CPU kernels have no gradient in a torch without CUDA
+    results = []
+    for backend, device in cases:
+        torch.manual_seed(0)
+        encoder = stirred(SparseEncoder(SMALL, backend=backend).eval()).to(device)
+        features, cells = (part.to(device) for part in voxels(2, 1200))
         out = encoder(features.requires_grad_(), cells, 2)
-        results.append([out, *torch.autograd.grad(out.square().sum(), [features, *encoder.parameters()])])
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+        gradients = torch.autograd.grad(out.square().sum(), [features, *encoder.parameters()])
+        results.append([part.cpu() for part in (out.detach(), *gradients)])
+    for again in results[1:]:
+        for expected, found in zip(results[0], again, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert all(torch.equal(first, second) for first, second in zip(results[1], results[2], strict=True))
 
 
 def test_a_missing_spconv_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
