@@ -115,16 +115,23 @@ def test_a_teacher_of_other_inputs_needs_them_in_the_pipeline(configure: Configu
     assert history(trained(config), "raw_feature").min() > 0
 
 
+#: Fewer layers than CenterPoint has: what is tested is the way to it, not its strength.
+FEWER_LAYERS = "model.pts_backbone.layer_nums"
+
+
 @pytest.fixture(scope="module")
 def centerpoint(mmdet3d: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """mmdet3d's own CenterPoint with pillars, and a checkpoint of it."""
     from bevkd_deploy.contracts.classes import CAMERA_NAMES
+    from bevkd_deploy.teachers.mmdet3d_config import Mmdet3dOptions
     from bevkd_deploy.teachers.mmdet3d_model import build_mmdet3d_teacher
 
     configs = Path(mmdet3d.__file__).parent / ".mim" / "configs" / "centerpoint"
     config = configs / "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d.py"
     torch.manual_seed(3)
-    network = build_mmdet3d_teacher(config, None, CAMERA_NAMES)
+    network = build_mmdet3d_teacher(
+        config, None, CAMERA_NAMES, Mmdet3dOptions(config_options={FEWER_LAYERS: [1, 1, 1]})
+    )
     weights = tmp_path_factory.mktemp("centerpoint") / "centerpoint.pth"
     torch.save({"meta": {}, "state_dict": network.state_dict()}, weights)
     return config, weights
@@ -135,10 +142,15 @@ def test_a_model_of_mmdet3d_teaches(
 ) -> None:
     """A teacher of another family: fed with points, its head drawn by six tasks, tapped by mmdet3d's names."""
     content = yaml.safe_load(recipe.read_text())
-    content["teacher"] = {"source": "mmdet3d", "config": str(centerpoint[0]), "checkpoint": str(centerpoint[1])}
+    content["teacher"] = {
+        "source": "mmdet3d",
+        "config": str(centerpoint[0]),
+        "checkpoint": str(centerpoint[1]),
+        "cfg_options": [f"{FEWER_LAYERS}=[1, 1, 1]"],
+    }
     other = tmp_path / "centerpoint.yaml"
     other.write_text(yaml.safe_dump(content))
-    config = configure("distillation", epochs=2)
+    config = configure("distillation")
     config.model.recipe = config.train_dataloader.dataset.pipeline[-1].recipe = str(other)
     runner = trained(config)
     teacher = runner.model.step.teacher.model
@@ -147,8 +159,8 @@ def test_a_model_of_mmdet3d_teaches(
     assert all(torch.equal(tensor, stored[name]) for name, tensor in teacher.state_dict().items())
     for name in ("raw_heatmap", "raw_feature", "raw_pair_attention"):
         values = history(runner, name)
-        assert len(values) == 6 and values.min() > 0
-    assert history(runner, "raw_feature")[-3:].mean() < history(runner, "raw_feature")[:3].mean()
+        assert len(values) == 3 and values.min() > 0
+        assert history(runner, name.replace("raw", "gradient_norm"))[0] > 0
     saved_student(other, tmp_path / "work" / "bevkd")
 
 
