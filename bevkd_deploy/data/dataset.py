@@ -22,6 +22,7 @@ from bevkd_deploy.data.sensor_files import load_sample
 from bevkd_deploy.data.sensor_inputs import SensorPreprocessor
 from bevkd_deploy.data.targets import center_targets
 from bevkd_deploy.geometry.boxes import augment_boxes
+from bevkd_deploy.geometry.calibration import Calibration
 from bevkd_deploy.runtime.preprocess import ImageAug, Preprocessor
 
 Frame = dict[str, Any]
@@ -81,7 +82,7 @@ class FrameDataset(Dataset[Frame]):
         """Input geometries that kept images are resized to; none where the raw images are kept."""
         if not self.augmentation.views_are_off:
             return frozenset()
-        return frozenset(map(_input_key, self.specs.values()))
+        return frozenset(map(input_key, self.specs.values()))
 
     def __getitem__(self, position: int) -> Frame:
         """Frame number `position % len`, augmented by the draw number `position`.
@@ -131,10 +132,10 @@ class FrameDataset(Dataset[Frame]):
         made: dict[str, dict[str, Tensor]] = {}
         for name in names:
             spec = self.specs[name]
-            key = _input_key(spec)
+            key = input_key(spec)
             if key not in made:
                 missing = [camera for camera in spec.cameras if camera not in sensors["cameras"]]
-                img_aug = self._img_aug(name, sample, augmentation)
+                img_aug = image_warps(self._preprocessors[name], sample.calibration, augmentation)
                 images = self._images(name, sensors["images"], img_aug)
                 arrays = self._preprocessors[name].inputs(
                     images, points, sample.calibration, augmentation.bev_aug, img_aug, missing
@@ -165,13 +166,13 @@ class FrameDataset(Dataset[Frame]):
     def _sensors(self, index: int, names: Collection[str]) -> dict[str, Any]:
         """What was read: images (resized per input geometry, or raw per camera where views are drawn) and points."""
         views = not self.augmentation.views_are_off
-        wanted = {} if views else {_input_key(self.specs[name]): name for name in names}
+        wanted = {} if views else {input_key(self.specs[name]): name for name in names}
         if self._cache is not None and index in self._cache:
             cached = self._cache[index]
             if wanted.keys() <= cached["images"].keys():
                 return cached
             # Kept while a network was left out that is asked for now: a damaged file of its cached outputs, say.
-            wanted = {_input_key(spec): name for name, spec in self.specs.items()}
+            wanted = {input_key(spec): name for name, spec in self.specs.items()}
         sample = self.samples[index]
         read = load_sample(sample, self._cameras)
         raw = dict(zip(self._cameras, read.images, strict=True))
@@ -184,17 +185,11 @@ class FrameDataset(Dataset[Frame]):
             self._cache[index] = sensors
         return sensors
 
-    def _img_aug(self, name: str, sample: Sample, augmentation: FrameAug) -> dict[str, NDArray[np.float64]] | None:
-        preprocessor = self._preprocessors[name]
-        if isinstance(preprocessor, SensorPreprocessor):
-            return augmentation.warps(preprocessor.view2network(sample.calibration))
-        return augmentation.img_aug(preprocessor.spec)
-
     def _images(self, name: str, images: dict[str, Any], img_aug: ImageAug | None) -> NDArray[np.uint8]:
         """The images of one network: resized already, or warped now."""
         spec = self.specs[name]
         if img_aug is None:
-            resized: NDArray[np.uint8] = images[_input_key(spec)]
+            resized: NDArray[np.uint8] = images[input_key(spec)]
             return resized
         return self._preprocessors[name].images([images[camera] for camera in spec.cameras], img_aug)
 
@@ -202,6 +197,15 @@ class FrameDataset(Dataset[Frame]):
 def preprocessor_for(spec: GraphSpec | SensorSpec) -> Preprocessor | SensorPreprocessor:
     """What makes the inputs of a network."""
     return SensorPreprocessor(spec) if isinstance(spec, SensorSpec) else Preprocessor(spec)
+
+
+def image_warps(
+    preprocessor: Preprocessor | SensorPreprocessor, calibration: Calibration, augmentation: FrameAug
+) -> dict[str, NDArray[np.float64]] | None:
+    """Per camera, 4x4 from a network's pixels (times depth) to its augmented ones; None where views are as deployed."""
+    if isinstance(preprocessor, SensorPreprocessor):
+        return augmentation.warps(preprocessor.view2network(calibration))
+    return augmentation.img_aug(preprocessor.spec)
 
 
 def batched(frames: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -242,6 +246,6 @@ def _graph_spec(spec: GraphSpec | SensorSpec) -> GraphSpec:
     return spec
 
 
-def _input_key(spec: GraphSpec | SensorSpec) -> str:
+def input_key(spec: GraphSpec | SensorSpec) -> str:
     """What decides a network's inputs: everything in the spec but the size of its output."""
     return spec.model_dump_json(exclude={"top_k"})

@@ -44,18 +44,45 @@ def load_detector(path: Path, detector: nn.Module, config: ModelConfig, expected
     digest = sha256_file(path)
     if expected_sha256 is not None and digest != expected_sha256:
         raise ArtifactError(f"checkpoint {path} has sha256 {digest}, the recipe expects {expected_sha256}")
+    tensors, made_for = read_weights(path)
+    require_fit(str(path), tensors, made_for, detector, config)
+    detector.load_state_dict(tensors, strict=True)
+    return digest
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights of a file, and the model they were trained as ({} where the file does not say it).
+
+    Raises:
+        ArtifactError: the file is damaged or no safetensors file.
+    """
     tensors, header = _read(path)
-    made_for = json.loads(header)["model"] if header else {}
+    return tensors, json.loads(header)["model"] if header else {}
+
+
+def require_fit(
+    source: str, tensors: dict[str, Tensor], made_for: dict[str, Any], detector: nn.Module, config: ModelConfig
+) -> None:
+    """Refuse weights that are not exactly those of a detector.
+
+    Args:
+        source: where they come from, for the message.
+        tensors: by name.
+        made_for: settings of the model that they were trained as; {} where they are not known.
+        detector: the network.
+        config: its settings.
+
+    Raises:
+        ArtifactError: names the settings that differ and every missing, unexpected and mis-shaped key.
+    """
     differences = _differences(made_for, config.model_dump(mode="json"))
     problems = key_problems(tensors, detector.state_dict())
     # Weights of another range or depth have the same shapes and detect nothing: settings count as much as keys.
     if problems or differences:
         raise ArtifactError(
-            "\n  ".join([f"checkpoint {path} does not fit this model:", *differences, *problems])
+            "\n  ".join([f"checkpoint {source} does not fit this model:", *differences, *problems])
             + "\nUse the recipe it was trained with, or train this model again"
         )
-    detector.load_state_dict(tensors, strict=True)
-    return digest
 
 
 def read_notes(path: Path) -> dict[str, Any]:

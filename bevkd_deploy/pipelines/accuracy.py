@@ -31,7 +31,7 @@ Infer = Callable[[Feed], Detections]
 Records = dict[str, list[dict[str, Any]]]
 
 #: Detections below this score are not submitted: 500 boxes a frame of noise only slow the matching down.
-_MIN_SCORE = 0.02
+MIN_SCORE = 0.02
 
 
 def sensors_of(
@@ -123,7 +123,7 @@ def _place_records(boxes: GlobalBoxes) -> list[dict[str, Any]]:
 
 def records_of(sample: Sample, detections: Detections) -> list[dict[str, Any]]:
     """Detections of one frame in the submission format."""
-    kept = detections.above(_MIN_SCORE)
+    kept = detections.above(MIN_SCORE)
     return boxes_to_records(
         sample.token,
         kept.boxes.astype(np.float64),

@@ -81,10 +81,9 @@ def distill_into(run: Run, resume: bool, console: Console) -> None:
     if inherited and processes.is_main():
         write_json(run.path / "inheritance.json", inherited.as_json())
         console.print(f"  {inherited.lines()[0]}; each tensor in {run.path / 'inheritance.json'}")
-    console.print(
-        f"  student {parameter_count(student) / 1e6:.2f} M parameters, teacher "
-        f"{parameter_count(teacher.detector) / 1e6:.2f} M"
-    )
+    size = parameter_count(teacher.detector)
+    told = f"{size / 1e6:.2f} M" if size else "not here, its stored outputs are"
+    console.print(f"  student {parameter_count(student) / 1e6:.2f} M parameters, teacher {told}")
     frozen = frozen_teacher(recipe, teacher.detector)
     key = job_key(recipe=loaded.digest, data=data_digest(recipe, root), teacher=teacher.sha256, distill=True)
     job = TrainingJob("distilling", run.path, key, "student", recipe.student.model, recipe.student.train, recipe.seed)

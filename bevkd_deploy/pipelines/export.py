@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from bevkd_deploy.contracts.graph_spec import GraphSpec
@@ -16,7 +15,6 @@ from bevkd_deploy.contracts.sidecar import UNTRAINED
 from bevkd_deploy.contracts.target import load_target
 from bevkd_deploy.data.events import DropLog
 from bevkd_deploy.exporting.export import ExportOptions, ExportResult, Provenance, export_student
-from bevkd_deploy.geometry.calibration import Calibration
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.detector import DeployedStudent, parameter_count
 from bevkd_deploy.models.factory import build_detector
@@ -25,7 +23,8 @@ from bevkd_deploy.pipelines.datasets import prepare_data, read_split
 from bevkd_deploy.pipelines.progress import print_drops
 from bevkd_deploy.pipelines.run_log import LoggedConsole
 from bevkd_deploy.pipelines.runs import Run, create_run, latest_run, open_run
-from bevkd_deploy.runtime.preprocess import Feed, Preprocessor
+from bevkd_deploy.pipelines.synthetic_frame import synthetic_feed
+from bevkd_deploy.runtime.preprocess import Feed
 
 
 def export(request: ExportRequest, console: Console) -> Path:
@@ -85,34 +84,3 @@ def _validation_feeds(recipe: Recipe, spec: GraphSpec, console: Console) -> list
     feeds = feeds_of(spread(samples, recipe.export.parity_frames), spec, drops)
     print_drops(drops, "reading frames for parity", console)
     return feeds
-
-
-def synthetic_feed(spec: GraphSpec, seed: int) -> Feed:
-    """A plausible random frame for a student without data: noise images, a ring of points, nuScenes-like cameras."""
-    rng = np.random.default_rng(seed)
-    x0, y0, z0, x1, y1, z1 = spec.range_m
-    count = min(30_000, spec.max_pillars * 4)
-    points = np.zeros((count, 5), dtype=np.float32)
-    points[:, 0] = rng.uniform(x0, x1, count)
-    points[:, 1] = rng.uniform(y0, y1, count)
-    points[:, 2] = rng.uniform(max(z0, -2.0), min(z1, 1.0), count)
-    points[:, 3] = rng.uniform(0, 255, count)
-    height, width = 900, 1600
-    images = [rng.integers(0, 255, (height, width, 3), dtype=np.uint8) for _ in spec.cameras]
-    return Preprocessor(spec)(images, points, _surround_cameras(spec, (height, width)))
-
-
-def _surround_cameras(spec: GraphSpec, size_hw_px: tuple[int, int]) -> Calibration:
-    """Cameras looking evenly around, 60 degrees wide each."""
-    height, width = size_hw_px
-    focal_px = 1266.0
-    cam2img = np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1.0]])
-    lidar2cam = []
-    for index in range(len(spec.cameras)):
-        yaw = 2 * np.pi * index / len(spec.cameras)
-        forward, left = np.array([np.cos(yaw), np.sin(yaw), 0.0]), np.array([-np.sin(yaw), np.cos(yaw), 0.0])
-        matrix = np.eye(4)
-        matrix[:3, :3] = np.stack([-left, np.array([0.0, 0.0, -1.0]), forward])
-        lidar2cam.append(matrix)
-    count = len(spec.cameras)
-    return Calibration(spec.cameras, np.stack([cam2img] * count), np.stack(lidar2cam), (size_hw_px,) * count)

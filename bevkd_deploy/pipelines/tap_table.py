@@ -19,7 +19,7 @@ from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.distill.tap_report import TapInfo, TappedNetwork, TapReport, report_taps
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.export import synthetic_feed
+from bevkd_deploy.pipelines.synthetic_frame import synthetic_feed
 from bevkd_deploy.pipelines.teacher_network import TeacherNetwork
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 

@@ -11,8 +11,10 @@ Decoding is the head's own `predict_by_feat`, on copies: mmdet3d's heads and box
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -26,52 +28,58 @@ from bevkd_deploy.models.center_head import BOX_MAPS
 _BOX_SIZE = 9
 
 
+@dataclass(frozen=True)
+class HeadFacts:
+    """What a head's configuration says.
+
+    Attributes:
+        label_count: classes that it tells apart.
+        max_boxes: of a frame.
+        class_names: in the order of its labels, where it names them.
+        stride: voxels along a cell of its maps, where it says so.
+        origin_m, voxel_m: lower edges of x and y, and sides of a voxel, where it repeats them.
+    """
+
+    label_count: int
+    max_boxes: int
+    class_names: tuple[str, ...] | None = None
+    stride: int | None = None
+    origin_m: tuple[float, ...] | None = None
+    voxel_m: tuple[float, ...] | None = None
+
+
 class HeadReader(ABC):
     """One head family: what its outputs mean.
 
     Attributes:
-        head: the module.
-        axis_order: of its maps.
         family: its name in mmdet3d.
+        axis_order: of its maps.
+        head: the module.
+        facts: of its configuration.
     """
 
     family: ClassVar[str]
     axis_order: ClassVar[AxisOrder]
 
-    def __init__(self, head: Any) -> None:
+    def __init__(self, head: Any, facts: HeadFacts) -> None:
         self.head = head
-
-    @abstractmethod
-    def label_count(self) -> int:
-        """Classes that it tells apart."""
-
-    @abstractmethod
-    def max_boxes(self) -> int:
-        """Boxes of a frame at most."""
+        self.facts = facts
 
     @abstractmethod
     def maps(self, outputs: Any) -> dict[str, Tensor]:
-        """Raw outputs -> "heatmap" [B, K, ., .] and, where it has them, the maps of BOX_MAPS; all of them copies."""
+        """Raw outputs -> "heatmap" [B, K, ., .] and, where it has them, the maps of BOX_MAPS; outputs stay."""
 
     def run(self, features: Any, metas: Sequence[Mapping[str, Any]]) -> Any:
         """The head's raw outputs; called as a module, so that hooks on it fire."""
         return self.head(features)
 
     def predict(self, outputs: Any, metas: Sequence[Mapping[str, Any]]) -> Any:
-        """The head's own decoding of raw outputs: instances of each frame."""
-        return self.head.predict_by_feat(outputs, metas)
-
-    def stride(self) -> int | None:
-        """Voxels along a cell of its maps, where its configuration says so."""
-        return None
-
-    def grid_claims(self) -> dict[str, Sequence[float]]:
-        """Range and voxel size that its own configuration repeats, by name."""
-        return {}
-
-    def class_names(self) -> tuple[str, ...] | None:
-        """Classes in the order of its labels, where its configuration names them."""
-        return None
+        """The head's own decoding of raw outputs, which it may write into: instances of each frame."""
+        _reset_coder(self.head.bbox_coder)
+        with warnings.catch_warnings():
+            # Its coder copies its range into a tensor at each task, and PyTorch tells it how: theirs to mend.
+            warnings.filterwarnings("ignore", message="To copy construct from a tensor")
+            return self.head.predict_by_feat(outputs, metas)
 
 
 class CenterHeadReader(HeadReader):
@@ -81,44 +89,23 @@ class CenterHeadReader(HeadReader):
     axis_order = "yx"
 
     def __init__(self, head: Any) -> None:
-        super().__init__(head)
         _need_velocity(self.family, head.bbox_coder.code_size == _BOX_SIZE)
-
-    def label_count(self) -> int:
-        return sum(self.head.num_classes)
-
-    def max_boxes(self) -> int:
-        kept: int = self.head.test_cfg["post_max_size"]
-        return len(self.head.num_classes) * kept
-
-    def class_names(self) -> tuple[str, ...]:
-        return tuple(name for task in self.head.class_names for name in task)
-
-    def stride(self) -> int:
-        return int(self.head.bbox_coder.out_size_factor)
-
-    def grid_claims(self) -> dict[str, Sequence[float]]:
-        coder = self.head.bbox_coder
-        return {"range": coder.pc_range, "voxel size": coder.voxel_size}
+        names = tuple(name for task in head.class_names for name in task)
+        boxes = len(head.class_names) * int(head.test_cfg["post_max_size"])
+        super().__init__(head, HeadFacts(len(names), boxes, names, **_coder_grid(head.bbox_coder)))
 
     def maps(self, outputs: Any) -> dict[str, Tensor]:
+        """The heatmaps of all tasks, and in each cell the box maps of the task with the highest heat."""
         tasks = [task[0] for task in outputs]  # one level
-        logits = torch.cat([task["heatmap"] for task in tasks], dim=1)
         highest = torch.stack([task["heatmap"].amax(dim=1) for task in tasks])  # [tasks, B, Y, X]
         best = highest.argmax(dim=0)[None, :, None]
-        maps = {"heatmap": logits.clone()}
+        maps = {"heatmap": torch.cat([task["heatmap"] for task in tasks], dim=1)}
         for name in BOX_MAPS:
             by_task = torch.stack([task[name] for task in tasks])  # [tasks, B, C, Y, X]
             maps[name] = torch.gather(by_task, 0, best.expand(-1, -1, by_task.shape[2], -1, -1))[0]
         if not self.head.norm_bbox:
             maps["dim"] = maps["dim"].log()
         return maps
-
-    def predict(self, outputs: Any, metas: Sequence[Mapping[str, Any]]) -> Any:
-        # The coder turns its range into a tensor at each call and warns that it is one already.
-        coder = self.head.bbox_coder
-        coder.post_center_range = torch.as_tensor(coder.post_center_range).tolist()
-        return super().predict(outputs, metas)
 
 
 class TransFusionHeadReader(HeadReader):
@@ -128,54 +115,37 @@ class TransFusionHeadReader(HeadReader):
     axis_order = "xy"
 
     def __init__(self, head: Any) -> None:
-        super().__init__(head)
-        _need_velocity(self.family, head.bbox_coder.code_size == _BOX_SIZE + 1)  # yaw takes two
-
-    def label_count(self) -> int:
-        return int(self.head.num_classes)
-
-    def max_boxes(self) -> int:
-        return int(self.head.num_proposals)
-
-    def stride(self) -> int:
-        return int(self.head.bbox_coder.out_size_factor)
-
-    def grid_claims(self) -> dict[str, Sequence[float]]:
-        coder = self.head.bbox_coder
-        return {"range": coder.pc_range, "voxel size": coder.voxel_size}
+        _need_velocity(self.family, head.bbox_coder.code_size == _BOX_SIZE + 1)  # the yaw takes two
+        grid = _coder_grid(head.bbox_coder)
+        super().__init__(head, HeadFacts(int(head.num_classes), int(head.num_proposals), **grid))
 
     def run(self, features: Any, metas: Sequence[Mapping[str, Any]]) -> Any:
+        """This head is called with the frames' metadata too."""
         return self.head(features, metas)
 
     def maps(self, outputs: Any) -> dict[str, Tensor]:
-        return {"heatmap": outputs[0][0]["dense_heatmap"].clone()}
-
-    def predict(self, outputs: Any, metas: Sequence[Mapping[str, Any]]) -> Any:
-        coder = self.head.bbox_coder
-        if coder.post_center_range is not None:
-            coder.post_center_range = torch.as_tensor(coder.post_center_range).tolist()
-        return super().predict(outputs, metas)
+        """The dense heatmap; boxes belong to queries here, not to cells."""
+        return {"heatmap": outputs[0][0]["dense_heatmap"]}
 
 
 class AnchorHeadReader(HeadReader):
-    """PointPillars' and SECOND's head: anchors of several sizes and headings in each cell, on one or more levels."""
+    """PointPillars' and SECOND's head: anchors of several sizes and headings in each cell, on one or more levels.
+
+    Anchors are spread over a range of their own, at nuScenes 0.4 m narrower than the voxels' on each side: towards the
+    edges they stand up to that far from the centre of their cell.
+    """
 
     family = "Anchor3DHead"
     axis_order = "yx"
 
     def __init__(self, head: Any) -> None:
-        super().__init__(head)
         _need_velocity(self.family, head.box_code_size == _BOX_SIZE)
         if not head.use_sigmoid_cls:
             raise UsageError("an Anchor3DHead with softmax scores has no class logits; only use_sigmoid=True is known")
-
-    def label_count(self) -> int:
-        return int(self.head.num_classes)
-
-    def max_boxes(self) -> int:
-        return int(self.head.test_cfg["max_num"])
+        super().__init__(head, HeadFacts(int(head.num_classes), int(head.test_cfg["max_num"])))
 
     def maps(self, outputs: Any) -> dict[str, Tensor]:
+        """The best anchor's class logits in each cell of the finest level."""
         scores: Sequence[Tensor] = outputs[0]  # a level each, [B, anchors * K, Y, X], classes fastest
         finest = scores[0].shape[-2:]
         levels = []
@@ -186,7 +156,12 @@ class AnchorHeadReader(HeadReader):
         return {"heatmap": torch.stack(levels).amax(dim=0)}
 
     def predict(self, outputs: Any, metas: Sequence[Mapping[str, Any]]) -> Any:
+        """This head takes its outputs one by one."""
         return self.head.predict_by_feat(*outputs, batch_input_metas=metas)
+
+    def anchor_ranges_m(self) -> list[tuple[float, ...]]:
+        """(x_min, y_min, z_min, x_max, y_max, z_max) over which each kind of anchor is spread."""
+        return [tuple(float(edge) for edge in edges) for edges in self.head.prior_generator.ranges]
 
 
 def head_reader(detector: Any) -> HeadReader:
@@ -251,3 +226,16 @@ def _need_velocity(family: str, has_velocity: bool) -> None:
             f"this {family} predicts no velocity, and students are trained on boxes with one: use a configuration for "
             "nuScenes (box codes with vx, vy)"
         )
+
+
+def _coder_grid(coder: Any) -> dict[str, Any]:
+    """Facts of a box coder that turns cells into metres."""
+    origin_m = tuple(float(edge) for edge in coder.pc_range[:2])
+    voxel_m = tuple(float(side) for side in coder.voxel_size[:2])
+    return {"stride": int(coder.out_size_factor), "origin_m": origin_m, "voxel_m": voxel_m}
+
+
+def _reset_coder(coder: Any) -> None:
+    """Undo what decoding does to its box coder: a range that became a tensor, which the next call would warn about."""
+    if isinstance(coder.post_center_range, Tensor):
+        coder.post_center_range = coder.post_center_range.tolist()

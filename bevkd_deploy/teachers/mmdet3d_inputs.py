@@ -26,6 +26,13 @@ _NEUTRAL = ("MultiScaleFlipAug3D", "GlobalRotScaleTrans", "RandomFlip3D", "LoadA
 _LAG_COLUMN = 4
 
 
+#: Our name of each matrix by mmdet3d's.
+_CAMERA_MATRICES = {
+    "lidar2img": "lidar2img", "cam2img": "cam2img", "cam2lidar": "cam2lidar", "img_aug_matrix": "img_aug",
+    "lidar_aug_matrix": "lidar_aug",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ImageInput:
     """Images of the network.
@@ -97,13 +104,12 @@ class Mmdet3dInputs:
             {"box_type_3d": LiDARInstance3DBoxes, "box_mode_3d": Box3DMode.LIDAR, "num_pts_feats": points.shape[1]}
             for points in batch["points"]
         ]
-        for meta, lidar_aug in zip(metas, inputs["lidar_aug"].cpu().numpy(), strict=True):
-            meta["lidar_aug_matrix"] = lidar_aug
+        matrices = _CAMERA_MATRICES if self.images is not None else {}
+        for theirs, ours in matrices.items():
+            for meta, of_frame in zip(metas, inputs[ours].cpu().numpy(), strict=True):
+                meta[theirs] = of_frame
         if self.images is not None:
             batch["img"] = [self._images(images) for images in inputs["images"]]
-            for theirs, ours in (("lidar2img",) * 2, ("cam2img",) * 2, ("cam2lidar",) * 2, ("img_aug_matrix", "img_aug")):
-                for meta, matrices in zip(metas, inputs[ours].cpu().numpy(), strict=True):
-                    meta[theirs] = matrices
         samples = [Det3DDataSample(metainfo=meta) for meta in metas]
         return {"inputs": batch, "data_samples": samples}
 

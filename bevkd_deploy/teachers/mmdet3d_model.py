@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from bevkd_deploy.contracts.errors import CannotRunHere, UsageError
 from bevkd_deploy.contracts.sensor_spec import SensorSpec
-from bevkd_deploy.models.network import DetectionNetwork
-from bevkd_deploy.teachers.mmdet3d_checkpoint import Checkpoint, load_into, read_mmengine_checkpoint
+from bevkd_deploy.models.network import Boxes, DetectionNetwork
+from bevkd_deploy.models.weights_file import WeightsFile, read_weights
+from bevkd_deploy.teachers.mmdet3d_checkpoint import classes_of, load_into
 from bevkd_deploy.teachers.mmdet3d_config import Mmdet3dOptions, build_detector_of, class_names, read_config
-from bevkd_deploy.teachers.mmdet3d_heads import HeadReader, copied, head_reader, padded_boxes
+from bevkd_deploy.teachers.mmdet3d_heads import AnchorHeadReader, HeadReader, copied, head_reader, padded_boxes
 from bevkd_deploy.teachers.mmdet3d_inputs import Mmdet3dInputs
 
 #: Relative tolerance of numbers that a configuration writes twice.
@@ -83,9 +84,9 @@ class Mmdet3dDetector(DetectionNetwork):
         self._check_grid(maps["heatmap"])
         return {**maps, **padded_boxes(self._reader.predict(copied(outputs), metas), self.spec.top_k)}
 
-    def decode(self, maps: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def decode(self, maps: dict[str, Tensor]) -> Boxes:
         """The boxes, scores and labels of `forward`, which mmdet3d's own decoding made."""
-        return maps["boxes"], maps["scores"], maps["labels"]
+        return maps["boxes"], maps["scores"], maps["labels"].long()
 
     def _check_grid(self, heatmap: Tensor) -> None:
         rows, columns = self.spec.bev_shape_yx
@@ -126,35 +127,38 @@ def build_mmdet3d_teacher(
     names = class_names(config, config_path)
     inputs = Mmdet3dInputs.of(config, config_path, options)
     if inputs.images is not None and not cameras:
-        raise UsageError(f"mmdet3d config {config_path} is a model with cameras, but the recipe's data.cameras is empty")
+        raise UsageError(
+            f"mmdet3d config {config_path} is a model with cameras, but the recipe's data.cameras is empty"
+        )
     # Before the model is built: a wrong file is known at once.
-    checkpoint = None if checkpoint_path is None else read_mmengine_checkpoint(checkpoint_path, sha256)
+    weights = None if checkpoint_path is None else read_weights(checkpoint_path, sha256)
     detector = build_detector_of(config, config_path, options.import_paths)
     reader = head_reader(detector)
-    _check_classes(names, reader, checkpoint, config_path)
+    _check_classes(names, reader, weights, config_path)
     spec = _spec(detector, reader, inputs, (names, tuple(cameras)), options.bev_stride)
-    if checkpoint is not None and checkpoint_path is not None:
-        load_into(detector, checkpoint, checkpoint_path)
+    if weights is not None:
+        load_into(detector, weights)
     teacher = Mmdet3dDetector(detector, reader, inputs, spec)
-    teacher.sha256 = checkpoint.sha256 if checkpoint is not None else None
+    teacher.sha256 = weights.sha256 if weights is not None else None
     return teacher
 
 
-def _check_classes(names: tuple[str, ...], reader: HeadReader, checkpoint: Checkpoint | None, path: Path) -> None:
-    if len(set(names)) != len(names) or len(names) != reader.label_count():
+def _check_classes(names: tuple[str, ...], reader: HeadReader, weights: WeightsFile | None, path: Path) -> None:
+    if len(set(names)) != len(names) or len(names) != reader.facts.label_count:
         raise UsageError(
             f"mmdet3d config {path} names {len(names)} classes ({', '.join(names)}), its {reader.family} tells "
-            f"{reader.label_count()} apart"
+            f"{reader.facts.label_count} apart"
         )
-    of_head = reader.class_names()
+    of_head = reader.facts.class_names
     if of_head is not None and of_head != names:
         raise UsageError(
             f"mmdet3d config {path} contradicts itself: its data set's classes are {', '.join(names)}, the tasks of "
             f"its head {', '.join(of_head)}"
         )
-    if checkpoint is not None and checkpoint.classes is not None and checkpoint.classes != names:
+    trained = None if weights is None else classes_of(weights)
+    if trained is not None and trained != names:
         raise UsageError(
-            f"the checkpoint was trained with the classes {', '.join(checkpoint.classes)}, mmdet3d config {path} names "
+            f"the checkpoint was trained with the classes {', '.join(trained)}, mmdet3d config {path} names "
             f"{', '.join(names)}: labels would change their meaning. Use the config that it was trained with"
         )
 
@@ -167,7 +171,9 @@ def _spec(
     bev_stride: int | None,
 ) -> SensorSpec:
     range_m, voxel_m = _grid(detector, reader)
-    stride = bev_stride or reader.stride() or _derived_stride(detector, reader, range_m, voxel_m)
+    stride = bev_stride or reader.facts.stride or _derived_stride(detector, reader, range_m, voxel_m)
+    if isinstance(reader, AnchorHeadReader):
+        _check_anchors(reader, range_m, voxel_m * stride)
     classes, cameras = names_and_cameras
     images = inputs.images
     drops = inputs.points.range_m
@@ -186,7 +192,7 @@ def _spec(
         axis_order=reader.axis_order,
         drop_outside=drops is not None and _close(drops, range_m),
         classes=classes,
-        top_k=reader.max_boxes(),
+        top_k=reader.facts.max_boxes,
     )
 
 
@@ -202,14 +208,26 @@ def _grid(detector: Any, reader: HeadReader) -> tuple[tuple[float, ...], float]:
     x_m, y_m = (float(side) for side in list(layer.voxel_size)[:2])
     if not _close([x_m], [y_m]):
         raise UsageError(f"BEV cells must be squares, but voxels of the mmdet3d config are {x_m:g} x {y_m:g} m")
-    for name, claimed in reader.grid_claims().items():
-        actual = range_m if name == "range" else (x_m, y_m)
-        if not _close(list(claimed)[:2], actual[:2]):
+    for name, claimed, actual in (
+        ("origin", reader.facts.origin_m, range_m[:2]),
+        ("voxel size", reader.facts.voxel_m, (x_m, y_m)),
+    ):
+        if claimed is not None and not _close(claimed, actual):
             raise UsageError(
-                f"the mmdet3d config contradicts itself: {name} of its {reader.family} is {list(claimed)}, of its "
-                f"voxels {list(actual)}"
+                f"the mmdet3d config contradicts itself: {name} of its {reader.family} is {list(claimed)} m, of its "
+                f"voxels {list(actual)} m"
             )
     return range_m, x_m
+
+
+def _check_anchors(reader: AnchorHeadReader, range_m: Sequence[float], cell_m: float) -> None:
+    """Whether class scores lie where their cell is."""
+    for anchors_m in reader.anchor_ranges_m():
+        if any(abs(anchors_m[edge] - range_m[edge]) > cell_m for edge in (0, 1, 3, 4)):
+            raise UsageError(
+                f"anchors of the mmdet3d config span {list(anchors_m)} m, its voxels {list(range_m)} m, which is more "
+                f"than a cell ({cell_m:g} m) apart: class scores would not be where their cell is"
+            )
 
 
 def _derived_stride(detector: Any, reader: HeadReader, range_m: Sequence[float], voxel_m: float) -> int:
@@ -217,11 +235,14 @@ def _derived_stride(detector: Any, reader: HeadReader, range_m: Sequence[float],
     unknown = UsageError(
         f"how many voxels a cell of this {reader.family}'s maps spans is not in the config: give teacher.bev_stride"
     )
-    parts = [getattr(detector, name, None) or getattr(detector, f"pts_{name}", None) for name in ("middle_encoder",
-             "backbone", "neck")]  # fmt: skip
-    scatter, backbone, neck = parts
-    if not all(hasattr(scatter, name) for name in ("ny", "nx", "in_channels")) or backbone is None:
-        raise unknown  # not a pillar scatter, whose canvas has a cell a pillar
+    # Detectors with a camera branch put pts_ before the names.
+    scatter, backbone, neck = (
+        getattr(detector, f"pts_{name}", None) or getattr(detector, name, None)
+        for name in ("middle_encoder", "backbone", "neck")
+    )
+    if backbone is None or not all(hasattr(scatter, name) for name in ("ny", "nx", "in_channels")):
+        raise unknown  # no pillar scatter, whose canvas has a cell a pillar
+    assert scatter is not None
     canvas = torch.empty(1, scatter.in_channels, scatter.ny, scatter.nx, device="meta")
     try:
         features = copy.deepcopy(backbone).to("meta").eval()(canvas)
@@ -248,8 +269,8 @@ def _check_runs_on_cpu(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__module__.startswith("mmcv.ops.sparse_"):
             raise CannotRunHere(
-                f"this detector has sparse 3-D convolutions of mmcv ({type(module).__name__}), which run on CUDA alone: "
-                "use a GPU, or install spconv"
+                f"this detector has sparse 3-D convolutions of mmcv ({type(module).__name__}), which run on CUDA "
+                "alone: use a GPU, or install spconv"
             )
 
 

@@ -30,7 +30,7 @@ from bevkd_deploy.distill.tap_report import TappedNetwork, report_taps
 from bevkd_deploy.distill.weighting import gradient_norms
 from bevkd_deploy.models.detection_loss import detection_losses
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.export import synthetic_feed
+from bevkd_deploy.pipelines.synthetic_frame import synthetic_feed
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
 MakeConfig = Callable[..., ModelConfig]

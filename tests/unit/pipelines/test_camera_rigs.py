@@ -22,8 +22,8 @@ from bevkd_deploy.models.detector import DeployedStudent
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.pipelines.accuracy import detect, feeds_of, sensors_of
 from bevkd_deploy.pipelines.data_tools import check_data, export_infos
-from bevkd_deploy.pipelines.export import synthetic_feed
 from bevkd_deploy.pipelines.frame_files import write_frame_files
+from bevkd_deploy.pipelines.synthetic_frame import synthetic_feed
 from bevkd_deploy.pipelines.torch_detector import TorchDetector
 from bevkd_deploy.runtime.detector import Detector
 
