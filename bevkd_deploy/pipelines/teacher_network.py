@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.console import Console
 from torch import Tensor
@@ -22,6 +23,9 @@ from bevkd_deploy.models.bevfusion.checkpoint import bevfusion_variant, read_bev
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.models.network import Boxes, DetectionNetwork
 from bevkd_deploy.pipelines.runs import RUNS
+
+#: Earlier turns that the configurations of mmdet3d and mit-han-lab add to each frame.
+_BEVFUSION_SWEEPS = 9
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,9 @@ def open_teacher(loaded: LoadedRecipe, console: Console) -> TeacherNetwork:
         network, report = read_bevfusion(weights, teacher.geometry or BevFusionGeometry(), cameras)
         for line in report.lines():
             console.print(f"  {line}")
+        _tell_sweeps(recipe.data.sweeps, _BEVFUSION_SWEEPS, console)
         return TeacherNetwork(network.eval(), weights, digest, report.as_json())
-    return TeacherNetwork(_mmdet3d(loaded, weights, digest), weights, digest)
+    return TeacherNetwork(_mmdet3d(loaded, weights, digest, console), weights, digest)
 
 
 def teacher_identity(loaded: LoadedRecipe) -> dict[str, object]:
@@ -109,11 +114,32 @@ def teacher_identity(loaded: LoadedRecipe) -> dict[str, object]:
         config = resolved_path(loaded, teacher.config)
         if not config.is_file():
             raise ArtifactError(f"teacher configuration not found: {config}; set teacher.config=FILE")
-        identity["config"] = sha256_file(config)
+        identity["config"] = {str(path.name): sha256_file(path) for path in config_files(config)}
     return identity
 
 
-def _mmdet3d(loaded: LoadedRecipe, weights: Path, digest: str) -> DetectionNetwork:
+def config_files(config: Path) -> list[Path]:
+    """An mmdet3d configuration and the files that it is based on, found without running it or having mmengine.
+
+    Bases of other packages (`mmdet3d::...`) belong to the installation and are left out.
+
+    Raises:
+        ArtifactError: a file is no Python, or computes its `_base_`.
+    """
+    files = [config]
+    try:
+        statements = ast.parse(config.read_text(encoding="utf-8")).body
+        bases = [ast.literal_eval(statement.value) for statement in statements if _names_bases(statement)]
+    except (SyntaxError, ValueError) as error:
+        raise ArtifactError(f"teacher configuration {config} cannot be read: {error}") from error
+    for named in bases:
+        for base in [named] if isinstance(named, str) else named:
+            if "::" not in base:
+                files += config_files(config.parent / base)
+    return files
+
+
+def _mmdet3d(loaded: LoadedRecipe, weights: Path, digest: str, console: Console) -> DetectionNetwork:
     recipe, teacher = loaded.recipe, loaded.recipe.teacher
     assert teacher.config is not None  # the recipe schema
     stored = RUNS / recipe.name / "teacher-cache" / f"spec-{_spec_key(loaded, digest)}.json"
@@ -136,9 +162,23 @@ def _mmdet3d(loaded: LoadedRecipe, weights: Path, digest: str) -> DetectionNetwo
         bev_stride=teacher.bev_stride,
     )
     network = build_mmdet3d_teacher(resolved_path(loaded, teacher.config), weights, recipe.data.cameras, options)
+    _tell_sweeps(recipe.data.sweeps, network.inputs.points.sweeps, console)
     if teacher.cache is not None:
         write_json(stored, network.spec.model_dump(mode="json"))
     return network
+
+
+def _names_bases(statement: ast.stmt) -> TypeGuard[ast.Assign]:
+    return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "_base_"
+
+
+def _tell_sweeps(given: int, trained_with: int, console: Console) -> None:
+    """A network of ten turns sees a tenth of its points in one turn, and detects the less for it."""
+    if given != trained_with:
+        console.print(
+            f"  note: this teacher was configured with {trained_with} earlier LiDAR sweeps a frame, the recipe's "
+            f"data.sweeps is {given}"
+        )
 
 
 def _config_options(written: Sequence[str]) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class Voxels(torch.nn.Module):
 class SmallBEVFusion(Base3DDetector):
     def __init__(self, data_preprocessor, img_backbone, bbox_head):
         super().__init__(data_preprocessor)
+        assert img_backbone["init_cfg"] is None  # else it would be downloaded
         self.pts_voxel_layer, self.img_backbone = Voxels(), torch.nn.Identity()
         self.bbox_head = MODELS.build(bbox_head)
 
