@@ -10,16 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
 from bevkd_deploy.contracts.sensor_spec import SensorSpec
-from bevkd_deploy.data.dataset import FrameDataset, collate
+from bevkd_deploy.data.dataset import FrameDataset, batched, collate, preprocessor_for
 from bevkd_deploy.data.samples import Sample
 from bevkd_deploy.distill.tap_report import TapInfo, TappedNetwork, TapReport, report_taps
 from bevkd_deploy.models.checkpoint import load_detector
 from bevkd_deploy.models.factory import build_detector
-from bevkd_deploy.pipelines.synthetic_frame import synthetic_feed
+from bevkd_deploy.pipelines.synthetic_frame import synthetic_sensors
 from bevkd_deploy.pipelines.teacher_network import TeacherNetwork
 from bevkd_deploy.teachers.frozen import FrozenTeacher
 
@@ -50,7 +49,7 @@ def tap_table(loaded: LoadedRecipe, samples: list[Sample], opened: TeacherNetwor
 
     Args:
         loaded: the recipe.
-        samples: of the training split; may be empty where the teacher is one of the student's family.
+        samples: of the training split; may be empty.
         opened: the teacher, from `open_teacher`.
 
     Raises:
@@ -63,7 +62,7 @@ def tap_table(loaded: LoadedRecipe, samples: list[Sample], opened: TeacherNetwor
     weights = _load_if_there(loaded, opened)
     teacher = opened.network
     specs = {"student": recipe.student_spec(), "teacher": opened.spec}
-    inputs = _frame(samples[:1], specs) if samples else _noise(specs, recipe.seed)
+    inputs = _frame(samples[:1], specs) if samples else _noise(student.spec, specs, recipe.seed)
     report = report_taps(
         TappedNetwork.student(student, inputs["student"]),
         TappedNetwork.teacher(FrozenTeacher(teacher, teacher.spec), inputs["teacher"]),
@@ -90,13 +89,13 @@ def _frame(samples: list[Sample], specs: dict[str, GraphSpec | SensorSpec]) -> I
     return inputs
 
 
-def _noise(specs: dict[str, GraphSpec | SensorSpec], seed: int) -> Inputs:
-    feeds = {}
+def _noise(student: GraphSpec, specs: dict[str, GraphSpec | SensorSpec], seed: int) -> Inputs:
+    images, points, calibration = synthetic_sensors(student, seed)
+    inputs = {}
     for name, spec in specs.items():
-        if isinstance(spec, SensorSpec):
-            raise DataError("a teacher of another family is tried on a real frame, but there is no training split yet")
-        feeds[name] = synthetic_feed(spec, seed)
-    return {name: {key: torch.from_numpy(value)[None] for key, value in feed.items()} for name, feed in feeds.items()}
+        feed = preprocessor_for(spec)([images[camera] for camera in spec.cameras], points, calibration)
+        inputs[name] = batched([{key: torch.from_numpy(value) for key, value in feed.items()}])
+    return inputs
 
 
 def _cells(info: TapInfo) -> tuple[str, str, str, str, str]:
