@@ -3,7 +3,8 @@
 python benchmarks/distill_gain/measure.py FOLDER --seeds 0 1 2 --lanes 2
 
 The teacher is trained into FOLDER first. Runs that are already finished in the folder are not run again. The arms stand
-in arms.yaml. Writes results.json beside this file; publish.py makes the page of it.
+in arms.yaml. Writes results.json beside this file; publish.py makes the page of it. With --scan the terms and weights
+of scan.yaml are run instead, one at a time and with the first seed alone, and scan.json is written.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from bevkd_deploy.pipelines.training import TrainingJob, job_key, run_training, 
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "recipe.yaml"
-ARMS = HERE / "arms.yaml"
+ARMS, SCAN = HERE / "arms.yaml", HERE / "scan.yaml"
 _LATENCY_FRAMES, _LATENCY_ROUNDS = 20, 6
 
 
@@ -151,28 +152,51 @@ def measure_sizes(folder: Path, console: Console) -> dict[str, Any]:
     }
 
 
+def run_all(folder: Path, lanes: int, runs: list[tuple[str, dict[str, Any] | None, int]]) -> None:
+    """Train what is missing, in processes side by side."""
+    context = multiprocessing.get_context("spawn")
+    started = [context.Process(target=run_lane, args=(folder, runs[number::lanes])) for number in range(lanes)]
+    for lane in started:
+        lane.start()
+    for lane in started:
+        lane.join()
+    if any(lane.exitcode for lane in started):
+        raise SystemExit("a lane failed; what is finished is kept")
+
+
+def scan(folder: Path, seed: int, lanes: int) -> None:
+    """One term at a time on a logarithmic scale of its weight."""
+    weights: dict[str, list[float]] = yaml.safe_load(SCAN.read_text(encoding="utf-8"))
+    points = [(term, weight) for term, each in weights.items() for weight in each]
+    runs: list[tuple[str, dict[str, Any] | None, int]] = [
+        (f"{term} {weight:g}", {"losses": {term: {"weight": weight}}}, seed) for term, weight in points
+    ]
+    run_all(folder, lanes, runs)
+    lane = Lane(folder)  # finds every run finished
+    found = [
+        {"term": term, "weight": weight, "mAP": lane.run(*run)["mAP"], "NDS": lane.run(*run)["NDS"]}
+        for (term, weight), run in zip(points, runs, strict=True)
+    ]
+    alone = lane.run("alone", None, seed)
+    result = {"seed": seed, "environment": collect_environment(), "alone": alone["mAP"], "runs": found}
+    write_json(HERE / "scan.json", result)
+
+
 def main() -> None:
     """Train what is missing, measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lanes", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--scan", action="store_true", help="the weights of scan.yaml instead of the arms")
     given = parser.parse_args()
     console = Console()
-    arms: dict[str, dict[str, Any] | None] = yaml.safe_load(ARMS.read_text(encoding="utf-8"))
     teacher_of(given.folder, console)
-    runs = [(name, arm, seed) for seed in given.seeds for name, arm in arms.items()]
-    context = multiprocessing.get_context("spawn")
-    lanes = [
-        context.Process(target=run_lane, args=(given.folder, runs[number :: given.lanes]))
-        for number in range(given.lanes)
-    ]
-    for lane in lanes:
-        lane.start()
-    for lane in lanes:
-        lane.join()
-    if any(lane.exitcode for lane in lanes):
-        raise SystemExit("a lane failed; what is finished is kept")
+    if given.scan:
+        scan(given.folder, given.seeds[0], given.lanes)
+        return
+    arms: dict[str, dict[str, Any] | None] = yaml.safe_load(ARMS.read_text(encoding="utf-8"))
+    run_all(given.folder, given.lanes, [(name, arm, seed) for seed in given.seeds for name, arm in arms.items()])
     lane = Lane(given.folder)  # finds every run finished
     figures = {name: [lane.run(name, arm, seed) for seed in given.seeds] for name, arm in arms.items()}
     teacher = read_json(given.folder / "teacher" / "eval" / "teacher.json", "teacher evaluation")["present"]

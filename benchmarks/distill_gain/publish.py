@@ -105,7 +105,17 @@ def plot(result: Result) -> str:
     return svg_text(figure, "distill-gain").replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1) + "\n"
 
 
-def page(result: Result) -> str:
+def scan_table(scan: Result) -> str:
+    """One row a term: mAP at each of its weights."""
+    rows: dict[str, list[str]] = {}
+    for run in scan["runs"]:
+        rows.setdefault(run["term"], []).append(f"{run['weight']:g}: {run['mAP']:.3f}")
+    columns = max(map(len, rows.values()))
+    head = ["term", *["weight: mAP"] * columns]
+    return _table(head, [[term, *cells, *[""] * (columns - len(cells))] for term, cells in rows.items()])
+
+
+def page(result: Result, scan: Result) -> str:
     """The whole page."""
     template = (HERE / "page.md").read_text(encoding="utf-8")
     environment = result["environment"]
@@ -115,6 +125,9 @@ def page(result: Result) -> str:
         "arms": arms_table(result),
         "networks": networks_table(result),
         "settings": settings_list(result),
+        "scan": scan_table(scan),
+        "scan_seed": str(scan["seed"]),
+        "scan_alone": f"{scan['alone']:.3f}",
         "alone": f"{np.mean(alone):.3f}",
         "mix": f"{np.mean(result['arms']['mix']['mAP']):.3f}",
         "teacher": f"{result['teacher']['mAP']:.3f}",
@@ -136,5 +149,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 if __name__ == "__main__":
     study = read_json(HERE / "results.json", "result")
-    write_text(PAGE, page(study))
+    write_text(PAGE, page(study, read_json(HERE / "scan.json", "scan")))
     write_text(PLOT, plot(study))

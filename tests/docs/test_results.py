@@ -42,7 +42,8 @@ def test_the_study_of_distillation_is_what_its_page_and_the_readme_say() -> None
     result = read_json(folder / "results.json", "result")
     publish = runpy.run_path(str(folder / "publish.py"))
     page = ROOT / "docs" / "results" / "distillation.md"
-    assert publish["page"](result) == page.read_text(encoding="utf-8"), "run: python benchmarks/distill_gain/publish.py"
+    written = publish["page"](result, read_json(folder / "scan.json", "scan"))
+    assert written == page.read_text(encoding="utf-8"), "run: python benchmarks/distill_gain/publish.py"
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(result["seeds"]) >= 3
     assert result["environment"]["commit"] and result["environment"]["dirty"] is False
