@@ -147,7 +147,7 @@ class FeatureLossConfig(TapLossConfig):
 class AttentionLossConfig(TapLossConfig):
     """Attention transfer: L2-normalised energy maps."""
 
-    weight: TermWeight = fixed_weight(10.0)
+    weight: TermWeight = fixed_weight(1.0)
     background: Weight | None = Field(
         None, description="compare on objects alone but for this weight of other cells; absent: all cells alike"
     )
