@@ -26,7 +26,7 @@ GEOMETRY = {
 TEACHER = f"teacher={{source: bevfusion, checkpoint: FOLDER/bevfusion.pth, geometry: {json.dumps(GEOMETRY)}}}"
 #: Without the recipe's own teacher there is nothing to expect of it.
 SETTINGS = tuple(item for item in SMALL if not item.startswith(("teacher.", "student.train.epochs")))
-LOSSES = "distill={losses: {heatmap: {weight: 10, beyond_truth: 1}, feature: {weight: 1}}, labels: {min_score: 0.02}}"
+LOSSES = "distill={losses: {heatmap: {weight: 10, beyond_truth: 1}, feature: {weight: 30}}, labels: {min_score: 0.02}}"
 HEAD_ONLY = "distill={losses: {heatmap: {weight: 10, beyond_truth: 1}}, labels: {min_score: 0.02}}"
 
 
@@ -54,10 +54,10 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_bevfusion_checkpoint_teaches(folder: Path, bevkd: Callable[..., Any]) -> None:
+    schedule = ("student.train.epochs=5", "student.train.learning_rate=0.008")
     done = bevkd(
-        "distill", QUICKSTART, *SETTINGS, teacher_of(folder), LOSSES, "student.train.epochs=6", "--run-dir", "run",
-        cwd=folder,
-    )  # fmt: skip
+        "distill", QUICKSTART, *SETTINGS, teacher_of(folder), LOSSES, *schedule, "--run-dir", "run", cwd=folder
+    )
     assert "mmdet3d's BEVFusion, cameras (Swin-T) and LiDAR" in done.err
     assert f"teacher {folder}/bevfusion.pth: mAP" in done.err
     report = json.loads((folder / "run" / "teacher_checkpoint.json").read_text())
@@ -65,9 +65,9 @@ def test_a_bevfusion_checkpoint_teaches(folder: Path, bevkd: Callable[..., Any])
     manifest = json.loads((folder / "run" / "manifest.json").read_text())
     assert report["sha256"] in json.dumps(manifest)
     steps = events(folder / "run")
-    for term in ("heatmap", "feature"):
+    for term, at_most in (("heatmap", 0.8), ("feature", 0.95)):
         raw = [step["raw"][term] for step in steps]
-        assert raw[-1] < 0.8 * raw[0], (term, raw)
+        assert raw[-1] < at_most * raw[0], (term, raw)
     assert (folder / "run" / "checkpoints" / "last.safetensors").is_file()
     assert json.loads((folder / "run" / "eval" / "teacher.json").read_text())["present"]["mean_ap"] >= 0
 
