@@ -175,12 +175,14 @@ def _channels(loader: Mapping[str, Any]) -> ImageChannels:
     import cv2
     import numpy as np
     from mmdet3d.registry import TRANSFORMS
+    from mmengine.registry import DefaultScope
 
     with tempfile.TemporaryDirectory() as folder:
         picture = str(Path(folder) / "red.png")
         cv2.imwrite(picture, np.full((4, 4, 3), (0, 0, 255), np.uint8))
         camera = {"img_path": picture, "cam2img": np.eye(3).tolist(), "lidar2cam": np.eye(4).tolist()}
-        step = TRANSFORMS.build({**loader, "backend_args": None})
+        with DefaultScope.overwrite_default_scope("mmdet3d"):  # a Runner may have left another one
+            step = TRANSFORMS.build({**loader, "backend_args": None})
         loaded = step.transform({"images": {"CAM_FRONT": camera}})["img"][0]
     return "rgb" if loaded[0, 0, 0] > loaded[0, 0, 2] else "bgr"
 

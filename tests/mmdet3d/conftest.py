@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,16 @@ def mmdet3d() -> ModuleType:
 
         register_all_modules()
     return module
+
+
+@pytest.fixture(autouse=True)
+def same_scope_for_all(mmdet3d: ModuleType) -> None:
+    """A Runner leaves its default scope behind, in which the next test's modules are not found."""
+    from mmengine.registry import DefaultScope
+
+    current = DefaultScope.get_current_instance()
+    if current is None or current.scope_name != "mmdet3d":
+        DefaultScope.get_instance(f"tests-{time.monotonic_ns()}", scope_name="mmdet3d")
 
 
 @pytest.fixture(scope="session")
