@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bevkd_deploy.distill import processes
 from bevkd_deploy.distill.batch_norm import standardize_over_processes
@@ -37,6 +38,28 @@ def standardize(features: Tensor) -> Tensor:
         return standardize_over_processes(features, _EPS)[0]
     # Batch statistics without scale and offset: the fused kernel takes a fifth of the time of mean and std.
     return nn.functional.batch_norm(features.float(), None, None, training=True, eps=_EPS)
+
+
+class _WeightedSquares(torch.autograd.Function):
+    """Sum over rows of weight times squared distance; the gradient goes to the first argument.
+
+    Written out because maps of this size do not fit a CPU's cache: the three operations that it stands for read and
+    allocate the map twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+        """[N, C], [N, C] (overwritten) and [N] -> scalar."""
+        difference = torch.sub(projected, wanted, out=wanted)
+        ctx.save_for_backward(difference, weight)
+        return torch.dot(torch.linalg.vector_norm(difference, dim=1).square_(), weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Twice the weighted difference."""
+        difference, weight = ctx.saved_tensors
+        return difference * (2 * gradient * weight)[:, None], None, None
 
 
 class FeatureImitationLoss(nn.Module):
@@ -82,9 +105,10 @@ class FeatureImitationLoss(nn.Module):
         projected = cell_rows(self.projector(student))  # a layer of the student: in its precision
         with torch.autocast(student.device.type, enabled=False):  # statistics and squares leave half precision
             projected, wanted = standardize(projected), standardize(cell_rows(teacher.detach()))
-            difference = nn.functional.mse_loss(projected, wanted, reduction="none").mean(dim=1) / 2  # [B * Y * X]
-            weight = self._weight(foreground.float().amax(dim=1)).flatten()
-            return torch.dot(difference, weight) / processes.divisor(weight.sum(), _LEAST_WEIGHT)
+            weight = self._weight(foreground.float().amax(dim=1)).flatten()  # [B * Y * X]
+            weight = weight / (2 * wanted.shape[1] * processes.divisor(weight.sum(), _LEAST_WEIGHT))
+            distance: Tensor = _WeightedSquares.apply(projected, wanted, weight)  # type: ignore[no-untyped-call]
+            return distance
 
     def _weight(self, foreground: Tensor) -> Tensor:
         """Weight of each cell [B, Y, X]."""
