@@ -62,6 +62,14 @@ def test_a_distillation_step_costs_what_the_page_says() -> None:
     assert ratios["full_with_gradient_norms_logged"]["median"] <= 1.10
 
 
+def test_bevfusion_is_as_fast_as_its_page_says() -> None:
+    result = read_json(ROOT / "benchmarks" / "bevfusion" / "results.json", "result")
+    assert result["environment"]["commit"] and result["environment"]["dirty"] is False
+    for threads in ("threads_1", "threads_2"):
+        assert result[threads]["ours_to_theirs"]["median_of_rounds"] <= 0.75
+        assert result[threads]["boxes"]["distinct_matches"] == 200
+
+
 def test_the_evaluation_page_quotes_the_measured_speed() -> None:
     folder = ROOT / "benchmarks" / "evaluation"
     result = read_json(folder / "results.json", "result")
