@@ -6,12 +6,13 @@ projects/BEVFusion/bevfusion/bevfusion_necks.py.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from bevkd_deploy.models.bevfusion.blocks import conv_module
 
 
 class GeneralizedLSSFPN(nn.Module):
@@ -21,9 +22,9 @@ class GeneralizedLSSFPN(nn.Module):
         super().__init__()
         above = [*[channels] * (len(in_channels) - 2), in_channels[-1]]  # what each level finds above itself
         self.lateral_convs = nn.ModuleList(
-            [_conv_module(own + more, channels, 1) for own, more in zip(in_channels[:-1], above, strict=True)]
+            [_conv(own + more, channels, 1) for own, more in zip(in_channels[:-1], above, strict=True)]
         )
-        self.fpn_convs = nn.ModuleList([_conv_module(channels, channels, 3) for _ in above])
+        self.fpn_convs = nn.ModuleList([_conv(channels, channels, 3) for _ in above])
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps [B, C, h, w] of falling size -> [B, channels, h, w] for each but the last, in the same order."""
@@ -36,11 +37,6 @@ class GeneralizedLSSFPN(nn.Module):
         return levels[:-1]
 
 
-def _conv_module(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    """Convolution, batch norm and ReLU under the names of mmcv's ConvModule."""
-    parts: list[tuple[str, nn.Module]] = [
-        ("conv", nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)),
-        ("bn", nn.BatchNorm2d(out_channels)),
-        ("activate", nn.ReLU()),
-    ]
-    return nn.Sequential(OrderedDict(parts))
+def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+    return conv_module(conv, nn.BatchNorm2d)

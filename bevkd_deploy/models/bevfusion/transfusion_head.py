@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
-from bevkd_deploy.models.bevfusion.transfusion_layers import DecoderLayer, PredictionHead, conv_module
+from bevkd_deploy.models.bevfusion.blocks import conv_module
+from bevkd_deploy.models.bevfusion.transfusion_layers import DecoderLayer, PredictionHead
 
 #: Classes so small that neighbouring cells are two objects: each cell of theirs is a candidate, not peaks alone.
 SMALL_CLASSES: tuple[str, ...] = ("pedestrian", "traffic_cone")

@@ -6,9 +6,9 @@ Source: mmdet3d's projects/BEVFusion at open-mmlab/mmdetection3d@fe25f7a (Transf
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
+
+from bevkd_deploy.models.bevfusion.blocks import conv_module
 
 HEADS = 8
 FEEDFORWARD_FACTOR = 2
@@ -16,12 +16,6 @@ PREDICTION_CHANNELS = 64
 
 #: What a query is regressed to, and the channels of each.
 BOX_CODES: dict[str, int] = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
-
-
-def conv_module(conv: nn.Conv1d | nn.Conv2d, norm: type[nn.BatchNorm1d | nn.BatchNorm2d]) -> nn.Sequential:
-    """A convolution, batch norm and ReLU under the names of mmcv's ConvModule."""
-    parts = {"conv": conv, "bn": norm(conv.out_channels), "activate": nn.ReLU(inplace=False)}
-    return nn.Sequential(OrderedDict(parts))
 
 
 class PositionEmbedding(nn.Module):
