@@ -13,15 +13,16 @@ from rich.console import Console
 from torch import Tensor
 
 from bevkd_deploy.contracts.errors import ArtifactError, CannotRunHere, UsageError
-from bevkd_deploy.contracts.files import read_json, sha256_file, sha256_json, write_json
+from bevkd_deploy.contracts.files import read_json, sha256_file, sha256_files, sha256_json, write_json
 from bevkd_deploy.contracts.graph_spec import GraphSpec
 from bevkd_deploy.contracts.recipe_lines import parse_scalar
 from bevkd_deploy.contracts.recipe_loader import LoadedRecipe, resolved_path
 from bevkd_deploy.contracts.recipe_teacher import BevFusionGeometry
 from bevkd_deploy.contracts.sensor_spec import SensorSpec
-from bevkd_deploy.models.bevfusion.checkpoint import bevfusion_variant, read_bevfusion
+from bevkd_deploy.models.bevfusion.checkpoint import bevfusion_in, variant_in
 from bevkd_deploy.models.factory import build_detector
 from bevkd_deploy.models.network import Boxes, DetectionNetwork
+from bevkd_deploy.models.weights_file import read_weights
 from bevkd_deploy.pipelines.runs import RUNS
 
 #: Earlier turns that the configurations of mmdet3d and mit-han-lab add to each frame.
@@ -92,17 +93,19 @@ def open_teacher(loaded: LoadedRecipe, console: Console) -> TeacherNetwork:
     weights = resolved_path(loaded, teacher.checkpoint)
     if not weights.is_file():
         raise ArtifactError(f"teacher checkpoint not found: {weights}; set teacher.checkpoint=FILE")
-    digest = sha256_file(weights)
+    # Of BEVFusion the whole file is read, once: its hash comes with it.
+    file = read_weights(weights) if teacher.source == "bevfusion" else None
+    digest = file.sha256 if file else sha256_file(weights)
     if teacher.sha256 is not None and digest != teacher.sha256:
         raise ArtifactError(f"checkpoint {weights} has sha256 {digest}, the recipe expects {teacher.sha256}")
-    if teacher.source == "bevfusion":
+    if file is not None:
         # A LiDAR-only teacher may well teach a student with cameras.
-        cameras = recipe.data.cameras if bevfusion_variant(weights).camera else ()
-        network, report = read_bevfusion(weights, teacher.geometry or BevFusionGeometry(), cameras)
+        cameras = recipe.data.cameras if variant_in(file).camera else ()
+        network, report = bevfusion_in(file, teacher.geometry or BevFusionGeometry(), cameras)
         for line in report.lines():
             console.print(f"  {line}")
         _tell_sweeps(recipe.data.sweeps, _BEVFUSION_SWEEPS, console)
-        return TeacherNetwork(network.eval(), weights, digest, report.as_json())
+        return TeacherNetwork(network, weights, digest, report.as_json())
     return TeacherNetwork(_mmdet3d(loaded, weights, digest, console), weights, digest)
 
 
@@ -114,7 +117,7 @@ def teacher_identity(loaded: LoadedRecipe) -> dict[str, object]:
         config = resolved_path(loaded, teacher.config)
         if not config.is_file():
             raise ArtifactError(f"teacher configuration not found: {config}; set teacher.config=FILE")
-        identity["config"] = {str(path.name): sha256_file(path) for path in config_files(config)}
+        identity["config"] = sha256_files(config_files(config))
     return identity
 
 

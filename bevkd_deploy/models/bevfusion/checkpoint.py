@@ -111,7 +111,11 @@ def bevfusion_variant(path: Path, expected_sha256: str | None = None) -> Variant
     Raises:
         ArtifactError: as `read_bevfusion`, of the file alone.
     """
-    file = read_weights(path, expected_sha256)
+    return variant_in(read_weights(path, expected_sha256))
+
+
+def variant_in(file: WeightsFile) -> Variant:
+    """The same of a file that was read already."""
     return _recognised(file, named_state(file.state))
 
 
@@ -132,8 +136,14 @@ def read_bevfusion(
             for other sensors, another grid or other classes; or a tensor of it or of the network has no counterpart.
             All problems of a kind are named.
     """
-    file = read_weights(path, expected_sha256)
-    named = named_state(file.state)
+    return bevfusion_in(read_weights(path, expected_sha256), geometry, cameras)
+
+
+def bevfusion_in(
+    file: WeightsFile, geometry: BevFusionGeometry, cameras: tuple[str, ...]
+) -> tuple[BevFusion, LoadReport]:
+    """The same of a file that was read already; arguments, result and errors of `read_bevfusion`."""
+    path, named = file.path, named_state(file.state)
     variant = _recognised(file, named)
     _check_sensors(path, variant, cameras)
     named = _without_rough_constants(named)

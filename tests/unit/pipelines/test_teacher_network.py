@@ -47,3 +47,13 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str)
     (tmp_path / "config.py").write_text(text)
     with pytest.raises(ArtifactError, match="cannot be read"):
         identity(tmp_path)
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.py").write_text("x = 1\n")
+    (tmp_path / "config.py").write_text("_base_ = ['a/model.py', 'b/model.py']\n")
+    before = identity(tmp_path)
+    (tmp_path / "a" / "model.py").write_text("x = 2\n")
+    assert identity(tmp_path) != before
