@@ -17,7 +17,7 @@ from bevkd_deploy.contracts.errors import DataError
 from bevkd_deploy.contracts.sensor_spec import SensorSpec
 from bevkd_deploy.geometry.calibration import Calibration
 from bevkd_deploy.geometry.camera_lut import ImageFit
-from bevkd_deploy.runtime.preprocess import Feed, ImageAug, check_image, warp_image
+from bevkd_deploy.runtime.preprocess import Feed, ImageAug, fitted_images
 from bevkd_deploy.runtime.stage_timer import StageTimer
 
 #: A camera that a frame lacks looks from here, so that nothing it might show falls on the map.
@@ -40,21 +40,14 @@ class SensorPreprocessor:
         Raises:
             DataError: another number of images, another dtype, or an image too small for the crop.
         """
-        if len(images) != len(self.spec.cameras):
-            raise DataError(f"expected {len(self.spec.cameras)} images {list(self.spec.cameras)}, got {len(images)}")
-        shape = (len(images), self.spec.image_height_px, self.spec.image_width_px, 3)
-        out = np.zeros(shape, dtype=np.uint8)
-        for row, (camera, image) in enumerate(zip(self.spec.cameras, images, strict=True)):
-            if image is None:
-                continue
-            check_image(camera, image)
-            raw_hw_px = (image.shape[0], image.shape[1])
-            fit = fit_sensor_image(raw_hw_px, self.spec)
-            if img_aug is None:
-                out[row] = self._resize_and_crop(image, fit)
-            else:
-                warp_image(image, img_aug[camera] @ fit.matrix(raw_hw_px), out[row])
-        return out
+        return fitted_images(
+            images,
+            self.spec.cameras,
+            (self.spec.image_height_px, self.spec.image_width_px),
+            fit=lambda raw_hw_px: fit_sensor_image(raw_hw_px, self.spec),
+            resize=self._resize_and_crop,
+            img_aug=img_aug,
+        )
 
     def view2network(self, calibration: Calibration) -> dict[str, NDArray[np.float64]]:
         """Per camera, 4x4 from view units (see `geometry.camera_lut.view2network`) to network pixels, times depth."""

@@ -6,7 +6,7 @@ may add an augmentation: a warp instead of the resize, and tables that follow it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import gcd
 from typing import Any, cast
 
@@ -41,21 +41,15 @@ class Preprocessor:
         None stands for a camera that is missing in this frame: its image is black. With `img_aug` (training alone) each
         image is warped once, from its raw pixels, and black where it shows nothing.
         """
-        if len(images) != len(self.spec.cameras):
-            raise DataError(f"expected {len(self.spec.cameras)} images {list(self.spec.cameras)}, got {len(images)}")
         height, width = self.spec.image_height_px, self.spec.image_width_px
-        out = np.empty((len(images), height, width, 3), dtype=np.uint8)
-        for row, (camera, image) in enumerate(zip(self.spec.cameras, images, strict=True)):
-            if image is None:
-                out[row] = 0
-                continue
-            check_image(camera, image)
-            fit = fit_image((image.shape[0], image.shape[1]), self.spec)
-            if img_aug is None:
-                out[row] = _resize_and_crop(image, fit, height, width)
-            else:
-                warp_image(image, img_aug[camera] @ fit.matrix((image.shape[0], image.shape[1])), out[row])
-        return out
+        return fitted_images(
+            images,
+            self.spec.cameras,
+            (height, width),
+            fit=lambda raw_hw_px: fit_image(raw_hw_px, self.spec),
+            resize=lambda image, fit: _resize_and_crop(image, fit, height, width),
+            img_aug=img_aug,
+        )
 
     def pillars(self, points: NDArray[np.float32]) -> Pillars:
         """Points [P, 5] float32 (x, y, z, intensity, time lag; lidar frame) as padded pillars."""
@@ -138,6 +132,41 @@ class Preprocessor:
                 )
 
 
+def fitted_images(
+    images: Sequence[NDArray[np.uint8] | None],
+    cameras: Sequence[str],
+    size_px: tuple[int, int],
+    *,
+    fit: Callable[[tuple[int, int]], ImageFit],
+    resize: Callable[[NDArray[np.uint8], ImageFit], NDArray[np.uint8]],
+    img_aug: ImageAug | None,
+) -> NDArray[np.uint8]:
+    """Raw images at a network's size, [N, h, w, 3] uint8; arguments and errors of `Preprocessor.images`.
+
+    Args:
+        images: raw, in camera order; None is black.
+        cameras: their names.
+        size_px: (height, width) of the network's images.
+        fit: how a raw image of some (height, width) becomes one of the network's.
+        resize: carries that out, without an augmentation.
+        img_aug: with it each image is warped once instead.
+    """
+    if len(images) != len(cameras):
+        raise DataError(f"expected {len(cameras)} images {list(cameras)}, got {len(images)}")
+    out = np.empty((len(images), *size_px, 3), dtype=np.uint8)
+    for row, (camera, image) in enumerate(zip(cameras, images, strict=True)):
+        if image is None:
+            out[row] = 0
+            continue
+        _check_image(camera, image)
+        raw_hw_px = (image.shape[0], image.shape[1])
+        if img_aug is None:
+            out[row] = resize(image, fit(raw_hw_px))
+        else:
+            _warp(image, img_aug[camera] @ fit(raw_hw_px).matrix(raw_hw_px), out[row])
+    return out
+
+
 def _feed(
     images: NDArray[np.uint8], pillars: Pillars, lut_pixel: NDArray[np.int32], lut_depth: NDArray[np.int32]
 ) -> Feed:
@@ -151,7 +180,7 @@ def _feed(
     }
 
 
-def check_image(camera: str, image: NDArray[np.uint8]) -> None:
+def _check_image(camera: str, image: NDArray[np.uint8]) -> None:
     """Refuse what is no uint8 [H, W, 3] array."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -177,7 +206,7 @@ def _resize_and_crop(image: NDArray[np.uint8], fit: ImageFit, height: int, width
     return image[top : top + height, fit.left_px : fit.left_px + width]
 
 
-def warp_image(image: NDArray[np.uint8], raw2augmented: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
+def _warp(image: NDArray[np.uint8], raw2augmented: NDArray[np.float64], out: NDArray[np.uint8]) -> None:
     """Fill `out` [h, w, 3] with the augmented view, one bilinear interpolation of the raw pixels.
 
     One step, because warping an image that was resized before would blur it: training would see softer images than
